@@ -1,0 +1,1 @@
+"""GPU kernels, one per file. They import nothing of lmlib."""

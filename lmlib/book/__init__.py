@@ -1,0 +1,1 @@
+"""What only the book needs: claims, exercises, plots, records, widgets and the build pipeline."""

@@ -1,0 +1,1 @@
+"""Data: loaders for real corpora and the generated micro-world."""

@@ -1,0 +1,1 @@
+"""Memory, FLOPs, time and cost of transformers: exact integers, standard library only."""

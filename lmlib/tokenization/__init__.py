@@ -1,0 +1,1 @@
+"""Tokenization: from strings to bytes to tokens."""
