@@ -504,6 +504,11 @@ def register(widget: Widget) -> Widget:
     return widget
 
 
+def registered() -> list[Widget]:
+    """All widgets declared so far, by name."""
+    return [_WIDGETS[name] for name in sorted(_WIDGETS)]
+
+
 def get(name: str) -> Widget:
     """The widget of this name, from ``lmlib.book.widgets.<word>``; KeyError lists the names there are."""
     if name not in _WIDGETS:

@@ -12,6 +12,7 @@ from typing import Any
 
 from lmlib.book import render
 from lmlib.book.declare import Choice, Input, Number, Text, Toggle, Widget, get
+from lmlib.book.display import script_json
 from lmlib.book.quantities import grouped
 
 
@@ -85,7 +86,7 @@ def form_html(widget: Widget, element_id: str = "") -> str:
         f'<div class="lm-outputs">{state["html"]}</div>'
         f'<output class="lm-summary" aria-live="polite"></output>'
         f'<p class="lm-status">{STATIC_STATUS}</p>'
-        f'<script type="application/json">{render.script_json(_spec(widget, texts))}</script>'
+        f'<script type="application/json">{script_json(_spec(widget, texts))}</script>'
         "</form></lm-widget>"
     )
 

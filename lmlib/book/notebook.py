@@ -164,6 +164,5 @@ def _split(outputs: Any) -> tuple[list[Plot], list[Output]]:
 
 
 def _plotly_output(plot: Plot) -> dict[str, Any]:
-    figure = {"data": list(plot.data), "layout": {"title": {"text": plot.title}, **plot.layout}}
-    data = {"application/vnd.plotly.v1+json": figure, "text/plain": plot.alt}
+    data = {"application/vnd.plotly.v1+json": render.plotly_figure(plot), "text/plain": plot.alt}
     return {"output_type": "display_data", "data": data, "metadata": {}}

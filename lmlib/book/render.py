@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from lmlib.book.declare import Group, LedgerTable, Note, Output, Plot, Table, TermLike, Tokens, Value
+from lmlib.book.display import script_json
 from lmlib.book.quantities import Exact, exact_text, grouped, readable
 
 _MOST_PIECES = 4000  # coloured pieces that a phone still lays out within the time an answer may take
@@ -48,11 +49,6 @@ def shown(value: Value) -> str:
 def inline(text: str) -> str:
     """Escaped text in which `` `code` `` is set as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
-
-
-def script_json(data: Any) -> str:
-    """JSON that may stand in a script element: no ``</`` can end it early."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _flat(outputs: Sequence[Output]) -> list[Output]:
@@ -178,11 +174,38 @@ def _records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plot(plot: Plot) -> str:
-    figure = {"data": list(plot.data), "layout": {"title": {"text": plot.title}, **plot.layout}}
     return (
         f'<lm-plot role="img" aria-label="{html.escape(plot.alt)}">'
-        f'<script type="application/json">{script_json(figure)}</script></lm-plot>'
+        f'<script type="application/json">{script_json(plotly_figure(plot))}</script></lm-plot>'
     )
+
+
+def plotly_figure(plot: Plot) -> dict[str, Any]:
+    """The plot as plotly JSON, in the book's style where its layout says nothing."""
+    styled = [_styled(trace, index) for index, trace in enumerate(plot.data)]
+    layout = {**_LAYOUT, "title": {"text": plot.title, "x": 0, "xanchor": "left", "font": {"size": 15}}}
+    return {"data": styled, "layout": {**layout, **plot.layout}}
+
+
+def _styled(trace: Mapping[str, Any], index: int) -> dict[str, Any]:
+    if trace.get("type", "scatter") != "scatter":
+        return dict(trace)
+    colour, dash = _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)]
+    line, marker = {"color": colour, "dash": dash, "width": 2.5}, {"color": colour, "size": 7}
+    return {"line": line, "marker": marker, **trace}
+
+
+# The style of lmlib.book.plots, which needs numpy and so cannot come into the page; a test compares the two.
+_COLOURS = ("#0b7fc4", "#d55e00", "#009271", "#c45f96", "#a37700", "#3a8fa8", "#8b73c9", "#808080")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
+_LAYOUT: Mapping[str, Any] = {
+    "colorway": _COLOURS,
+    "font": {"family": "system-ui, sans-serif", "size": 13},
+    "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+    "margin": {"l": 60, "r": 20, "t": 70, "b": 50},
+    "hovermode": "closest",
+    "height": 340,
+}
 
 
 def _tokens(tokens: Tokens) -> str:
