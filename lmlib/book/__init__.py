@@ -22,6 +22,7 @@ _HOMES = {
     "check": "exercises.machinery",
     "show": "notebook",
     "show_source": "source",
+    "show_table": "display",
     "record": "records",
     "number": "display",
 }
@@ -42,6 +43,7 @@ __all__ = [
     "record",
     "show",
     "show_source",
+    "show_table",
 ]
 
 

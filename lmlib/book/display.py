@@ -88,6 +88,12 @@ def table(
     return f'<table class="{css}">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
+def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> None:
+    """Show a table of results in a notebook or the page; outside one, print it in columns."""
+    rows = [list(row) for row in rows]
+    emit(table(headers, rows, caption=caption), f"{caption}\n{text_table(headers, rows)}".lstrip())
+
+
 def _cell(cell: object) -> str:
     numeric = isinstance(cell, Real) and not isinstance(cell, bool)
     align = ' style="text-align:right"' if numeric else ""
