@@ -1,0 +1,156 @@
+r"""Pre-tokenization: the regular expressions that cut text into pretokens, and where text may be cut safely.
+
+BPE never merges across a pretoken's border, so the pattern decides what a token can be. The three patterns
+here are those of OpenAI's models, written as tiktoken writes them (`tiktoken_ext/openai_public.py`, MIT): the
+possessive quantifiers (`++`) change no match, they only forbid useless backtracking.
+
+Two facts make long texts cheap, and both are tested against the patterns themselves:
+
+* *Coarse cuts.* No GPT-2 alternative holds a non-space followed by a space, and the only look-around looks
+  ahead from spaces. So every border between a non-space and a space is a pretoken border, whatever stands
+  around it, and `re` can cut there quickly before `regex` looks at the (far fewer) distinct pieces. In the
+  cl100k and o200k patterns a punctuation mark keeps the line breaks that follow it (` ?[^\s\p{L}\p{N}]++[\r\n]*`),
+  so there the cut needs a space that is no line break, or a letter or digit before the line break.
+* *Settled pretokens.* A matcher that goes from left to right has settled a pretoken once nothing that might
+  follow the text can change it. `Pretokenizer.settled` says how far that is, for text that has no coarse cut.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+
+import regex
+
+# The GPT-2 pattern: contractions, then letters, digits and the rest, each with at most one space in front.
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+# GPT-4: case-insensitive contractions, digits by threes, a word may take any one non-letter in front.
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+
+# GPT-4o: words also end where the case changes (camelCase), and contractions stay with their word.
+O200K = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
+PATTERNS = MappingProxyType({"gpt2": GPT2, "cl100k": CL100K, "o200k": O200K})
+
+# Unicode's White_Space, spelled out: `re` also counts U+001C..U+001F as spaces, `regex` and tiktoken do not.
+SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_SPACES_ON_A_LINE = SPACES.replace("\n", "").replace("\r", "")
+
+# GPT-2's own pattern with its three kinds of characters taken for one.
+_COARSE_GPT2 = rf" ?[^{SPACES}]++|[{SPACES}]+(?![^{SPACES}])|[{SPACES}]"
+# From one safe cut to the next: after non-spaces, a line break is taken along unless a letter or digit of
+# ASCII stands before it.
+_COARSE_GPT4_TAIL = rf"(?:[^{SPACES}]++(?:(?<![A-Za-z0-9])[\r\n][{SPACES}]*+)?+)"
+_COARSE_GPT4 = rf"[{SPACES}]++{_COARSE_GPT4_TAIL}*+|{_COARSE_GPT4_TAIL}++"
+
+_CUT_GPT2 = rf"(?r)(?<=[^{SPACES}])[{SPACES}]"
+_CUT_GPT4 = rf"(?r)(?<=[^{SPACES}])[{_SPACES_ON_A_LINE}]|(?<=[A-Za-z0-9])[\r\n]"
+
+# What a match may have read beyond its own end: all of a run of spaces, or (o200k, which tries upper case
+# first) all of a run of upper-case letters, caseless letters and marks.
+_READ_AHEAD = rf"[{SPACES}]++|[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]++"
+_LONGEST_CONTRACTION = 3  # characters of 'll, 've, 're
+
+
+@dataclass(frozen=True)
+class Pretokenizer:
+    """One pattern, compiled, with what is known about where its text may be cut.
+
+    name: the pattern's name in PATTERNS, or "custom".
+    source: the regular expression, in the syntax of the `regex` package.
+    pretokens: text -> its pretokens, which join to the text again.
+    chunks: text -> pieces cut at some of the pretoken borders only, but much faster. Cutting each chunk into
+        pretokens gives the pretokens of the text. For a custom pattern the chunks are the pretokens.
+    """
+
+    name: str
+    source: str
+    pretokens: Callable[[str], list[str]]
+    chunks: Callable[[str], list[str]]
+    _iterate: Callable[..., "regex.Scanner"]
+    _last_cut: Callable[..., "regex.Match[str] | None"] | None
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether text can be cut before its end is known: for the patterns of PATTERNS, not for custom ones."""
+        return self._last_cut is not None
+
+    def last_cut(self, text: str, start: int = 0, end: int | None = None) -> int:
+        """Position of the last safe cut in text[start:end], or 0: the two sides can be pretokenized apart.
+
+        A cut stands between two characters; the second of them is inside text[:end].
+        """
+        if self._last_cut is None:
+            return 0
+        found = self._last_cut(text, start, len(text) if end is None else end)
+        return found.start() if found else 0
+
+    def next_cut(self, text: str, start: int) -> int:
+        """Position of the first safe cut after `start`, looked for in growing windows; len(text) if none."""
+        width = 1024
+        while start + width < len(text):
+            cut = self.last_cut(text, start, start + width)
+            if cut:
+                return cut
+            width *= 2
+        return len(text)
+
+    def settled(self, text: str) -> int:
+        """How far the pretokens of `text` can no longer change, whatever follows it (0 if none is settled)."""
+        if not self.can_cut:
+            return 0
+        ends = [match.end() for match in self._iterate(text)]
+        for end in reversed(ends):
+            if end + _LONGEST_CONTRACTION <= len(text):
+                ahead = _read_ahead().match(text, end)
+                if ahead is None or ahead.end() < len(text):
+                    return end
+        return 0
+
+
+@lru_cache(maxsize=1)
+def _read_ahead() -> "regex.Pattern[str]":
+    return regex.compile(_READ_AHEAD)
+
+
+@lru_cache(maxsize=64)
+def pretokenizer(pattern: str) -> Pretokenizer:
+    """The compiled pattern of that name ("gpt2", "cl100k", "o200k"), or of a regular expression of your own.
+
+    A pattern of your own should match every character; what it does not match is dropped, so it is refused at
+    encoding. Raises ValueError if the expression is empty or does not compile.
+    """
+    name = next((key for key, source in PATTERNS.items() if pattern in (key, source)), "custom")
+    source = PATTERNS.get(name, pattern)
+    if not source:
+        raise ValueError(f"pattern is empty; use one of {sorted(PATTERNS)} or a regular expression")
+    try:
+        fine = regex.compile(source)
+    except regex.error as error:
+        raise ValueError(
+            f"pattern {pattern!r} is neither one of {sorted(PATTERNS)} nor a regular expression: {error}"
+        ) from None
+    if name == "custom":
+
+        def whole_matches(text: str) -> list[str]:  # findall would return the groups of a pattern with groups
+            return [match.group() for match in fine.finditer(text)]
+
+        return Pretokenizer(name, source, whole_matches, whole_matches, fine.finditer, None)
+    coarse = re.compile(_COARSE_GPT2 if name == "gpt2" else _COARSE_GPT4)
+    cut = regex.compile(_CUT_GPT2 if name == "gpt2" else _CUT_GPT4)
+    return Pretokenizer(name, source, fine.findall, coarse.findall, fine.finditer, cut.search)
