@@ -15,7 +15,7 @@ from typing import Any
 
 TITLE = "Language Models, Live"
 REPOSITORY = ""
-"""Web address that `git clone` understands, such as "https://example.org/owner/book"; empty while unpublished."""
+"""Web address that `git clone` understands, as "https://example.org/owner/book"; empty while unpublished."""
 BRANCH = "main"
 
 DEFAULT_PARAMETERS: dict[str, str | int] = {"profile": "quick", "seed": 0}

@@ -52,8 +52,8 @@ def make_environment(venv: Path, clear: bool) -> Path:
     made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=False)
     if made.returncode:
         sys.exit(
-            f"{sys.executable} could not make a virtual environment. On Debian and Ubuntu its venv module is a "
-            f"package of its own: apt install python3.{sys.version_info[1]}-venv"
+            f"{sys.executable} could not make a virtual environment. On Debian and Ubuntu, venv is "
+            f"a package of its own: apt install python3.{sys.version_info[1]}-venv"
         )
     return python
 
