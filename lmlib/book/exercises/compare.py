@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 _LONGEST = 160
+_SHORT_TEXT = 40
 
 
 def shown(value: object) -> str:
@@ -85,6 +86,8 @@ def _close(expected: float, got: float, tolerance: float) -> bool:
 def _text_difference(expected: str | bytes, got: str | bytes, at: str) -> str:
     if expected == got:
         return ""
+    if max(len(expected), len(got)) <= _SHORT_TEXT:
+        return f"{at}expected {expected!r}, got {got!r}"
     same = next(
         (i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b),
         min(len(expected), len(got)),

@@ -19,9 +19,8 @@ def exercise(name: str) -> None:
 
 def exercise_html(chosen: Exercise) -> str:
     """The exercise as HTML; in the page wrapped in `<lm-exercise>` with what its editor needs as JSON."""
-    content = _static(chosen)
     if not (building() and chosen.in_page):
-        return f'<section class="lm-exercise">{content}</section>'
+        return f'<section class="lm-exercise">{_content(chosen, _starter(chosen))}</section>'
     spec = script_json(
         {
             "name": chosen.name,
@@ -32,7 +31,8 @@ def exercise_html(chosen: Exercise) -> str:
         }
     )
     return (
-        f'<lm-exercise class="lm-exercise" data-name="{escape(chosen.name)}">{content}'
+        f'<lm-exercise class="lm-exercise" data-name="{escape(chosen.name)}">'
+        f"{_content(chosen, _editor(chosen))}"
         f'<script type="application/json">{spec}</script></lm-exercise>'
     )
 
@@ -50,22 +50,41 @@ def _effort(chosen: Exercise) -> str:
     return f"{DIFFICULTIES[chosen.difficulty]}, {chosen.difficulty} of 5, about {chosen.minutes} minutes"
 
 
-def _static(chosen: Exercise) -> str:
+def _starter(chosen: Exercise) -> str:
+    check = f'check("{chosen.name}", {chosen.function})'
+    return (
+        f'<div class="lm-exercise-starter">{highlighted(chosen.starter_source)}'
+        f"<p>Copy this into a cell, fill it in, and run <code>{escape(check)}</code>.</p></div>"
+    )
+
+
+def _editor(chosen: Exercise) -> str:
+    """What the page turns into an editor; without JavaScript it still shows the starter."""
+    label = f"lm-answer-{chosen.name.replace('/', '-')}"
+    rows = chosen.starter_source.count("\n") + 2
+    return (
+        f'<div class="lm-editor"><label for="{label}">Your answer</label>'
+        f'<textarea id="{label}" rows="{rows}" cols="80" spellcheck="false" autocapitalize="off" '
+        f'autocomplete="off">\n{escape(chosen.starter_source)}</textarea>'
+        '<p class="lm-editor-buttons"><button type="button" data-run>Run checks</button> '
+        '<button type="button" data-reset>Start over</button></p></div>'
+        '<div class="lm-report" role="status" aria-live="polite"></div>'
+    )
+
+
+def _content(chosen: Exercise, answer: str) -> str:
     dots = "●" * chosen.difficulty + "○" * (5 - chosen.difficulty)
     hints = "".join(
         _folded(f"Hint {place} of {len(chosen.hints)}", markdown(hint), "lm-hint")
         for place, hint in enumerate(chosen.hints, 1)
     )
     solution = highlighted(chosen.solution_source) + markdown(chosen.remark)
-    check = f"check({chosen.name!r}, {chosen.function})"
-    how = f'<p class="lm-exercise-how">In a notebook, then run <code>{escape(check)}</code>.</p>'
     return (
         f'<p class="lm-exercise-title"><strong>Exercise: {escape(chosen.title)}</strong> '
         f'<span class="lm-difficulty"><span aria-hidden="true">{dots}</span> {escape(_effort(chosen))}</span>'
         "</p>"
         f'<div class="lm-exercise-task">{markdown(chosen.task)}</div>'
-        f'<div class="lm-exercise-starter">{highlighted(chosen.starter_source)}{how}</div>'
-        f"{hints}{_folded('Worked solution', solution, 'lm-solution')}"
+        f"{answer}{hints}{_folded('Worked solution', solution, 'lm-solution')}"
     )
 
 

@@ -92,13 +92,22 @@ class Exercise:
 
     @property
     def starter_source(self) -> str:
-        """What the editor starts with: the helpers given, then the function to fill in."""
-        return _joined([*map(_source, self.given), textwrap.dedent(self.starter).strip()])
+        """What the editor starts with: imports, the helpers given, then the function to fill in."""
+        imports, function = self._starter_parts()
+        return _joined([*imports, *map(_source, self.given), function])
 
     @property
     def solution_source(self) -> str:
-        """The worked solution with the helpers that it calls."""
-        return _joined([*map(_source, self.given), _source(self.solution)])
+        """The worked solution with the imports and helpers that it needs: it runs as it stands."""
+        imports, _ = self._starter_parts()
+        return _joined([*imports, *map(_source, self.given), _source(self.solution)])
+
+    def _starter_parts(self) -> tuple[list[str], str]:
+        """The starter's lines of imports, as one block if there are any, and the rest of it."""
+        lines = textwrap.dedent(self.starter).strip().splitlines()
+        n_imports = next(i for i, line in enumerate(lines) if not line.startswith(("import ", "from ")))
+        imports = ["\n".join(lines[:n_imports])] if n_imports else []
+        return imports, "\n".join(lines[n_imports:]).strip()
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ class Report:
         printed = f"<p>Your code printed:</p><pre>{escape(self.printed)}</pre>" if self.printed else ""
         state = "passed" if self.passed else "failed"
         return (
-            f'<div class="lm-report lm-report-{state}"><p><strong>{escape(self.title)}</strong>: '
+            f'<div class="lm-checks lm-checks-{state}"><p><strong>{escape(self.title)}</strong>: '
             f"{escape(self.summary)}</p><ul>{rows}</ul>{printed}</div>"
         )
 
@@ -291,8 +300,7 @@ def check_source(name: str, source: str, keep_going: bool = False) -> dict[str, 
         problem = f"Your code defines no function {chosen.function}; the check looks for that name."
     if problem:
         return Report(chosen.name, chosen.title, (), problem, _cut(printed.getvalue())).to_dict()
-    made = check(name, namespace[chosen.function], keep_going=keep_going).to_dict()
-    return made
+    return check(name, namespace[chosen.function], keep_going=keep_going).to_dict()
 
 
 class _TimeUp(BaseException):
@@ -364,7 +372,11 @@ def _error_text(error: BaseException) -> str:
 
 def _reader_line(error: BaseException) -> str:
     """The last line of the reader's own code on the way to the error: theirs, not this module's."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if f.filename != _reader_line.__code__.co_filename
+    ]
     if not frames:
         return ""
     own = [f for f in frames if f.filename == frames[0].filename]
