@@ -50,7 +50,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"lmlib.book has no {name!r}; it has {', '.join(sorted(_HOMES))}")
-    # The name stays out of globals(): `show` and `source` are also names of submodules.
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

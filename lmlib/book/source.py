@@ -42,6 +42,7 @@ def show_source(what: Any, *, highlight: Collection[int] = (), docstring: bool =
         SourceError: the name does not exist, has no source, or a line to highlight is outside.
     """
     target = _find(what) if isinstance(what, str) else what
+    target = target.fget if isinstance(target, property) else target
     code = source_of(target, docstring=docstring)
     n_lines = len(code.splitlines())
     outside = [line for line in highlight if not 1 <= line <= n_lines]

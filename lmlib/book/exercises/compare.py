@@ -39,7 +39,8 @@ def _difference(expected: Any, got: Any, tolerance: float, place: str) -> str:
     at = f"at {place}: " if place else ""
     if hasattr(expected, "tolist"):
         return _array_difference(expected, got, tolerance, place)
-    if _kind(expected) != _kind(got):
+    whole_for_float = _kind(expected) == "float" and _kind(got) == "int"
+    if _kind(expected) != _kind(got) and not whole_for_float:
         same = _equal_but_for_type(expected, got)
         return f"{at}expected {_a(_kind(expected))}, got {_a(_kind(got))}" + (
             " (its content is right)" if same else ""

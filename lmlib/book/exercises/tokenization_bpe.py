@@ -243,7 +243,7 @@ def train(words: dict[bytes, int], n_merges: int) -> list[tuple[bytes, bytes]]:
     given=(count_pairs, merge),
     hints=(
         "`bytes([97])` is the byte string of one byte; indexing bytes gives an integer.",
-        "Pairs are tuples of byte strings, and Python compares those lexicographically: no code is needed for it.",
+        "Pairs are tuples of byte strings, which Python compares lexicographically by itself.",
         "`max(counts, key=...)` with a key that is a tuple: the count first, then the pair.",
         "Count again after every merge: merging changes what stands beside what.",
     ),
@@ -355,7 +355,7 @@ def encode(word: bytes, merges: list[tuple[bytes, bytes]]) -> list[bytes]:
     given=(merge,),
     hints=(
         "The position of a pair in `merges` is its rank. A dictionary from pair to rank answers quickly.",
-        "`min(pairs, key=...)` finds the pair of lowest rank; give a pair that was never learned a rank beyond all.",
+        "`min(pairs, key=...)` finds the pair of lowest rank; an unknown pair gets a rank beyond all.",
         "After a merge there are new pairs: start again from what there is now.",
         "The longest token that fits is not always right: the order of learning decides.",
     ),
@@ -484,9 +484,9 @@ def encode_stream(pieces, encode):
     given=(pretokenize,),
     hints=(
         "Put what was held back in front of the next piece, and pre-tokenize both together.",
-        "The last pre-token can always grow: hold it back. Encode what is held when the pieces are at their end.",
-        "Is one enough? Take `'` and then `r` and then `e`. Of `'r` the pattern makes two pre-tokens, of `'re` one.",
-        "A match depends on its own characters, on one after them (the look-ahead), and for an apostrophe on two.",
+        "The last pre-token can always grow: hold it back. At the end, encode what is held.",
+        "Is one enough? Take `'` and then `r` and then `e`. `'r` is two pre-tokens, `'re` is one.",
+        "A match depends on its own characters, one after them (the look-ahead), behind an apostrophe two.",
     ),
     solution=encode_stream,
     remark="""
@@ -524,7 +524,7 @@ bounds that too.
             "cut inside a contraction",
             _stream("they'", "r", "e here"),
             ["they", "'re", " here"],
-            "With `'r` at the end there are two pre-tokens that `e` will make one: holding one back is not enough.",
+            "`'r` is two pre-tokens, which `e` makes one: holding one back is not enough.",
             call=_call("they'", "r", "e here"),
             then=list,
         ),
@@ -540,7 +540,7 @@ bounds that too.
             lambda: (_reluctant(), lambda word: [word]),
             "one",
             "Give tokens out while pieces still come: reading all first would fill the memory.",
-            call="next(encode_stream(a stream that fails when it is read too far, encode=lambda word: [word]))",
+            call="next(encode_stream(a stream that fails if read too far, encode=lambda word: [word]))",
             then=_first,
         ),
         Case(

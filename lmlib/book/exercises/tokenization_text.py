@@ -69,7 +69,7 @@ which shows nothing, and a string holds it in its middle without ending there, a
             "a character without a name",
             ("\x00",),
             ["U+0000 (no name)"],
-            "Control characters have no name: `unicodedata.name` raises ValueError unless told what to return.",
+            "Control characters have no name: `unicodedata.name` needs to be told what to return.",
         ),
         Case(
             "one picture, several code points",
@@ -341,7 +341,7 @@ def decode_utf8(data: bytes) -> list[int]:
 """,
     hints=(
         "Iterating over `bytes` gives integers. `lead & 0b00011111` keeps the five low bits.",
-        "Shift what you have by six bits to the left and put the next six in: `value << 6 | byte & 0b00111111`.",
+        "Shift what you have by six bits, then put the next six in: `value << 6 | byte & 0b00111111`.",
         "A byte continues a character when `byte & 0b11000000 == 0b10000000`.",
         "Two bytes must spell at least 0x80, three at least 0x800, four at least 0x10000.",
     ),
@@ -539,9 +539,9 @@ def pretokenize(text: str) -> list[str]:
     raise NotImplementedError
 """,
     hints=(
-        "`re.findall` with alternatives joined by `|` does the whole job. Use `(?:...)` for groups that only group.",
+        "`re.findall` with alternatives joined by `|` does the whole job; `(?:...)` only groups.",
         r"`\w` is letters, digits and the underscore; so `[^\W\d_]` is a letter of any script.",
-        r"`\s+(?!\S)` matches white space that no visible character follows: the `+` gives one back if need be.",
+        r"`\s+(?!\S)` matches white space that no visible character follows: `+` gives one back.",
         r"The last alternative, `\s+`, catches the single white space that is left over.",
     ),
     solution=pretokenize,
