@@ -20,7 +20,7 @@ def exercise(name: str) -> None:
 def exercise_html(chosen: Exercise) -> str:
     """The exercise as HTML; in the page wrapped in `<lm-exercise>` with what its editor needs as JSON."""
     if not (building() and chosen.in_page):
-        return f'<section class="lm-exercise">{_content(chosen, _starter(chosen))}</section>'
+        return f'<section class="lm-exercise">{_content(chosen)}</section>'
     spec = script_json(
         {
             "name": chosen.name,
@@ -32,7 +32,7 @@ def exercise_html(chosen: Exercise) -> str:
     )
     return (
         f'<lm-exercise class="lm-exercise" data-name="{escape(chosen.name)}">'
-        f"{_content(chosen, _editor(chosen))}"
+        f"{_content(chosen)}"
         f'<script type="application/json">{spec}</script></lm-exercise>'
     )
 
@@ -51,6 +51,7 @@ def _effort(chosen: Exercise) -> str:
 
 
 def _starter(chosen: Exercise) -> str:
+    """The starter to copy; in the page the editor takes its place."""
     check = f'check("{chosen.name}", {chosen.function})'
     return (
         f'<div class="lm-exercise-starter">{highlighted(chosen.starter_source)}'
@@ -58,21 +59,7 @@ def _starter(chosen: Exercise) -> str:
     )
 
 
-def _editor(chosen: Exercise) -> str:
-    """What the page turns into an editor; without JavaScript it still shows the starter."""
-    label = f"lm-answer-{chosen.name.replace('/', '-')}"
-    rows = chosen.starter_source.count("\n") + 2
-    return (
-        f'<div class="lm-editor"><label for="{label}">Your answer</label>'
-        f'<textarea id="{label}" rows="{rows}" cols="80" spellcheck="false" autocapitalize="off" '
-        f'autocomplete="off">\n{escape(chosen.starter_source)}</textarea>'
-        '<p class="lm-editor-buttons"><button type="button" data-run>Run checks</button> '
-        '<button type="button" data-reset>Start over</button></p></div>'
-        '<div class="lm-report" role="status" aria-live="polite"></div>'
-    )
-
-
-def _content(chosen: Exercise, answer: str) -> str:
+def _content(chosen: Exercise) -> str:
     dots = "●" * chosen.difficulty + "○" * (5 - chosen.difficulty)
     hints = "".join(
         _folded(f"Hint {place} of {len(chosen.hints)}", markdown(hint), "lm-hint")
@@ -84,7 +71,7 @@ def _content(chosen: Exercise, answer: str) -> str:
         f'<span class="lm-difficulty"><span aria-hidden="true">{dots}</span> {escape(_effort(chosen))}</span>'
         "</p>"
         f'<div class="lm-exercise-task">{markdown(chosen.task)}</div>'
-        f"{answer}{hints}{_folded('Worked solution', solution, 'lm-solution')}"
+        f"{_starter(chosen)}{hints}{_folded('Worked solution', solution, 'lm-solution')}"
     )
 
 
