@@ -220,7 +220,8 @@ def glue(name: str, value: Any, digits: int = 4, unit: str = "") -> None:
         return
     from IPython.display import display
 
-    bundle = {_GLUE_PREFIX + "text/plain": text, _GLUE_PREFIX + "text/html": escape(text)}
+    # As a Python literal: myst-nb evaluates the text, and would read "50,257" as a pair.
+    bundle = {_GLUE_PREFIX + "text/plain": repr(text), _GLUE_PREFIX + "text/html": escape(text)}
     display(bundle, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": _GLUE_PREFIX}})
 
 
