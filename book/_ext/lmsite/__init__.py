@@ -2,6 +2,7 @@
 
 - `assets`: JavaScript, fonts and styles that the site serves itself, staged from installed packages
 - `page`: head, scripts and buttons of every page
+- `formulas`: mathematics set when the book is built
 - `terms`: definitions shown when a glossary term is pointed at or focused
 - `widgets`: a directive that puts a live widget on a page that is not a notebook
 - `extras`: the pages beside the book's own, 404 and the first page's redirect
@@ -11,11 +12,11 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from . import assets, extras, page, terms, widgets
+from . import assets, extras, formulas, page, terms, widgets
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register every part; called by Sphinx."""
-    for part in (assets, page, terms, widgets, extras):
+    for part in (assets, page, formulas, terms, widgets, extras):
         part.setup(app)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": False}

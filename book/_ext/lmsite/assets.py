@@ -1,7 +1,8 @@
 """Stage what the pages load, so that the site needs no other host.
 
-npm packages (pinned by `book/package-lock.json`, whose hashes npm checks) give Pyodide, MathJax and the
-fonts; plotly.js comes out of the installed Python package, so that it matches what made the figures. The
+npm packages (pinned by `book/package-lock.json`, whose hashes npm checks) give Pyodide and the fonts (MathJax's
+among them); plotly.js comes out of the installed Python package, so that it matches what made the figures; the sources of
+lmlib that run in the page come as one archive. The
 theme's own style sheet is copied without the rules of the icon font that the book does not use.
 """
 
@@ -13,16 +14,10 @@ from pathlib import Path
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
+from lmlib.book.page_files import write_archive
+
 PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "pyodide-lock.json", "python_stdlib.zip")
-MATHJAX = (
-    "startup.js",
-    "core.js",
-    "input/tex.js",
-    "output/chtml.js",
-    "output/chtml/fonts",
-    "input/tex/extensions",
-    "a11y/assistive-mml.js",
-)
+MATHJAX_FONTS = "output/chtml/fonts/woff-v2"
 FONTS = {
     "source-serif-4": ("normal", "italic"),
     "inter": ("normal",),
@@ -82,8 +77,7 @@ def stage(app: Sphinx) -> None:
     shutil.rmtree(out, ignore_errors=True)
     for name in PYODIDE:
         copy(packages / "pyodide" / name, out / "pyodide" / name)
-    for name in MATHJAX:
-        copy(packages / "mathjax" / "es5" / name, out / "mathjax" / name)
+    copy(packages / "mathjax" / "es5" / MATHJAX_FONTS, out / "mathjax" / "fonts")
     for font, styles in FONTS.items():
         for style in styles:
             for subset in ("latin", "latin-ext"):
@@ -94,6 +88,7 @@ def stage(app: Sphinx) -> None:
     target = out / THEME_STYLES
     target.parent.mkdir(parents=True)
     target.write_text(without_icon_font(theme.read_text(encoding="utf-8")), encoding="utf-8")
+    write_archive(out / "live")
     app.config.html_static_path.append(str(out))
 
 
