@@ -290,7 +290,7 @@ def check_source(name: str, source: str, keep_going: bool = False) -> dict[str, 
     problem = ""
     try:
         with contextlib.redirect_stdout(printed):
-            exec(compile(source, ANSWER_FILE, "exec"), namespace)
+            exec(compile(source, ANSWER_FILE, "exec", dont_inherit=True), namespace)
     except SyntaxError as error:
         line = (error.text or "").strip()
         problem = f"Python cannot read line {error.lineno}: {error.msg}" + (f": {line}" if line else ".")

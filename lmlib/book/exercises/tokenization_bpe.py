@@ -1,9 +1,8 @@
 """Exercises on byte-pair encoding: count, merge, train, encode, and encode a stream."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import Any
 
 from lmlib.book.exercises.machinery import Case, Exercise, Wrong
 from lmlib.book.exercises.tokenization_text import pretokenize
@@ -92,7 +91,7 @@ def count_pairs(words: dict[tuple, int]) -> dict[tuple, int]:
 # ---- tokenization/merge
 
 
-def merge(symbols: Sequence[Any], pair: tuple, new: Any) -> list[Any]:
+def merge(symbols: list, pair: tuple, new: object) -> list:
     merged, position = [], 0
     while position < len(symbols):
         if tuple(symbols[position : position + 2]) == pair:
@@ -104,14 +103,14 @@ def merge(symbols: Sequence[Any], pair: tuple, new: Any) -> list[Any]:
     return merged
 
 
-def _overlapping(symbols: Sequence[Any], pair: tuple, new: Any) -> list[Any]:
+def _overlapping(symbols: list, pair: tuple, new: object) -> list:
     merged = []
     for left, right in zip(symbols, [*symbols[1:], None], strict=True):
         merged.append(new if (left, right) == pair else left)
     return merged
 
 
-def _last_lost(symbols: Sequence[Any], pair: tuple, new: Any) -> list[Any]:
+def _last_lost(symbols: list, pair: tuple, new: object) -> list:
     merged, position = [], 0
     while position < len(symbols) - 1:
         hit = (symbols[position], symbols[position + 1]) == pair
@@ -120,7 +119,7 @@ def _last_lost(symbols: Sequence[Any], pair: tuple, new: Any) -> list[Any]:
     return merged
 
 
-def _in_place(symbols: list[Any], pair: tuple, new: Any) -> list[Any]:
+def _in_place(symbols: list, pair: tuple, new: object) -> list:
     position = 0
     while position < len(symbols) - 1:
         if (symbols[position], symbols[position + 1]) == pair:
@@ -140,7 +139,7 @@ argument stays as it is.
     difficulty=2,
     minutes=10,
     starter="""
-def merge(symbols, pair, new):
+def merge(symbols: list, pair: tuple, new: object) -> list:
     raise NotImplementedError
 """,
     hints=(
@@ -187,7 +186,7 @@ def train(words: dict[bytes, int], n_merges: int) -> list[tuple[bytes, bytes]]:
         if not counts:
             break
         best = max(counts, key=lambda pair: (counts[pair], pair))
-        corpus = {tuple(merge(word, best, best[0] + best[1])): times for word, times in corpus.items()}
+        corpus = {tuple(merge(list(word), best, best[0] + best[1])): times for word, times in corpus.items()}
         merges.append(best)
     return merges
 
@@ -200,7 +199,7 @@ def _first_seen_wins(words: dict[bytes, int], n_merges: int) -> list[tuple[bytes
         if not counts:
             break
         best = max(counts, key=lambda pair: counts[pair])
-        corpus = {tuple(merge(word, best, best[0] + best[1])): times for word, times in corpus.items()}
+        corpus = {tuple(merge(list(word), best, best[0] + best[1])): times for word, times in corpus.items()}
         merges.append(best)
     return merges
 
@@ -217,7 +216,7 @@ def _never_out_of_pairs(words: dict[bytes, int], n_merges: int) -> list[tuple[by
     for _ in range(n_merges):
         counts = count_pairs(corpus)
         best = max(counts, key=lambda pair: (counts[pair], pair))
-        corpus = {tuple(merge(word, best, best[0] + best[1])): times for word, times in corpus.items()}
+        corpus = {tuple(merge(list(word), best, best[0] + best[1])): times for word, times in corpus.items()}
         merges.append(best)
     return merges
 
@@ -395,7 +394,7 @@ def encode(word: bytes, merges: list[tuple[bytes, bytes]]) -> list[bytes]:
 # ---- tokenization/encode-stream
 
 
-def encode_stream(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator[Any]:
+def encode_stream(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator:
     held = ""
     for piece in pieces:
         *safe, second, last = ["", "", *pretokenize(held + piece)]
@@ -407,18 +406,18 @@ def encode_stream(pieces: Iterable[str], encode: Callable[[str], list]) -> Itera
         yield from encode(word)
 
 
-def _piece_by_piece(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator[Any]:
+def _piece_by_piece(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator:
     for piece in pieces:
         for word in pretokenize(piece):
             yield from encode(word)
 
 
-def _all_at_once(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator[Any]:
+def _all_at_once(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator:
     for word in pretokenize("".join(pieces)):
         yield from encode(word)
 
 
-def _one_held_back(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator[Any]:
+def _one_held_back(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator:
     held = ""
     for piece in pieces:
         *safe, held = ["", *pretokenize(held + piece)]
@@ -429,7 +428,7 @@ def _one_held_back(pieces: Iterable[str], encode: Callable[[str], list]) -> Iter
         yield from encode(word)
 
 
-def _end_forgotten(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator[Any]:
+def _end_forgotten(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator:
     held = ""
     for piece in pieces:
         *safe, second, last = ["", "", *pretokenize(held + piece)]
@@ -476,9 +475,10 @@ must be held back for this pattern, and argue that it is enough.
     minutes=60,
     starter="""
 import re
+from collections.abc import Callable, Iterable, Iterator
 
 
-def encode_stream(pieces, encode):
+def encode_stream(pieces: Iterable[str], encode: Callable[[str], list]) -> Iterator:
     raise NotImplementedError
 """,
     given=(pretokenize,),

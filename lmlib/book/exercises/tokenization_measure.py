@@ -58,7 +58,10 @@ and digits give?
     difficulty=2,
     minutes=20,
     starter="""
-def compression(encode, domains: dict[str, list[str]]) -> dict[str, float]:
+from collections.abc import Callable
+
+
+def compression(encode: Callable[[str], list], domains: dict[str, list[str]]) -> dict[str, float]:
     raise NotImplementedError
 """,
     hints=(
