@@ -107,8 +107,11 @@ def _windows(keys: _Keys, n_layers: int, pattern: Callable[[int], bool]) -> list
 
 def _build(keys: _Keys, layers: Sequence[Layer], tied: bool, norm: str = "rmsnorm", **other: Any) -> Model:
     tied = keys.flag("tie_word_embeddings", tied)
-    other.setdefault("d_model", keys.integer("hidden_size"))
-    other.setdefault("context_length", keys.integer("max_position_embeddings"))
+    if "d_model" not in other:
+        other |= {
+            "d_model": keys.integer("hidden_size"),
+            "context_length": keys.integer("max_position_embeddings"),
+        }
     return Model(
         name=str(keys.config["model_type"]),
         vocab_size=keys.integer("vocab_size"),

@@ -8,16 +8,16 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import ceil, floor
 from typing import Any
 
-from lmlib.resources.units import ArgumentError, Number, check_unit, exact, format_quantity
+from lmlib.resources.units import ArgumentError, Number, check_unit, exact, format_quantity, magnitude
 
-_FUNCTIONS = {"min": min, "max": max, "ceil": ceil, "floor": floor}
+_FUNCTIONS: dict[str, Callable[..., Number]] = {"min": min, "max": max, "ceil": ceil, "floor": floor}
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
@@ -217,7 +217,7 @@ class Ledger:
         """The term of largest absolute value, the first of equals."""
         if not any(True for _ in self.terms()):
             raise ArgumentError("entries", f"the ledger {self.name!r} is empty")
-        return max((term for _, term in self.terms()), key=lambda term: abs(term.value))
+        return max((term for _, term in self.terms()), key=lambda term: magnitude(term.value))
 
     def __getitem__(self, name: str) -> "Term | Ledger":
         for entry in self.entries:

@@ -13,10 +13,10 @@ Number = int | float | Fraction
 KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
-UNITS = frozenset(
-    "parameters values tokens bytes FLOPs operations seconds hours days joules watts kWh USD GPUs ratio "
-    "GPU-hours token step second hour GPU byte parameter layer sequence".split()
-)
+_MEASURED = ("parameters", "values", "tokens", "bytes", "FLOPs", "operations", "seconds", "hours", "days")
+_PRICED = ("joules", "watts", "kWh", "USD", "GPUs", "GPU-hours", "ratio")
+_PER_ONE = ("token", "step", "second", "hour", "GPU", "byte", "parameter", "layer", "sequence")
+UNITS = frozenset(_MEASURED + _PRICED + _PER_ONE)
 
 _DECIMAL = ((10**18, "E"), (10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 _BINARY = ((2**40, "Ti"), (2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
@@ -66,6 +66,11 @@ def check_unit(unit: str) -> str:
     return unit
 
 
+def magnitude(value: Number) -> Number:
+    """The absolute value, of the same type."""
+    return -value if value < 0 else value
+
+
 def exact(value: Number) -> str:
     """Write a number in full: ``8,030,261,248``, ``7/3``, ``0.38``."""
     if isinstance(value, Fraction):
@@ -79,28 +84,28 @@ def exact(value: Number) -> str:
 
 def _scaled(value: Number, steps: tuple[tuple[int, str], ...], digits: int) -> tuple[str, str]:
     for size, prefix in steps:
-        if abs(value) >= size:
+        if magnitude(value) >= size:
             return f"{float(value / size):.{digits}g}", prefix
     return f"{float(value):.{digits}g}", ""
 
 
 def format_bytes(value: Number, binary: bool = False, digits: int = 4) -> str:
     """Write bytes with a prefix: ``16.06 GB``, or ``14.96 GiB`` if ``binary``."""
-    if abs(value) < 1000:
+    if magnitude(value) < 1000:
         return f"{exact(value)} bytes"
     number, prefix = _scaled(value, _BINARY if binary else _DECIMAL[1:], digits)
     return f"{number} {prefix}B" if prefix else f"{exact(value)} bytes"
 
 
 def format_quantity(value: Number, unit: str, digits: int = 4) -> str:
-    """Write a quantity to be read at a glance: ``16.06 GB``, ``8.03 billion parameters``, ``3.143e+23 FLOPs``."""
+    """Write a quantity to be read at a glance: ``16.06 GB``, ``3.143e+23 FLOPs``."""
     check_unit(unit)
     head, _, per = unit.partition("/")
     tail = f"/{per}" if per else ""
     if head == "bytes":
         return format_bytes(value, digits=digits) + tail
     if head in ("FLOPs", "operations", "watts", "joules"):
-        if abs(value) >= 10**21:
+        if magnitude(value) >= 10**21:
             return f"{float(value):.{digits - 1}e} {head}{tail}"
         number, prefix = _scaled(value, _DECIMAL, digits)
         return f"{number} {prefix}{head}{tail}"
