@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -125,6 +126,16 @@ def test_an_endless_loop_is_stopped():
     _, result = only_case(Case("one", ([1],), [2], seconds=0.2), endless)
     assert time.monotonic() - started < 2
     assert (result.got, result.difference) == ("no answer", "stopped after 0.2 seconds")
+
+
+def test_another_alarm_survives_a_check():
+    before = signal.getitimer(signal.ITIMER_REAL)
+    signal.setitimer(signal.ITIMER_REAL, 500)
+    try:
+        check("demo/double", double)
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
 
 
 def test_an_expected_error():

@@ -6,6 +6,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmlib.book.display import markdown
 from lmlib.book.exercises import machinery
 from lmlib.book.exercises import tokenization_bpe as bpe
 from lmlib.book.exercises import tokenization_text as text
@@ -51,6 +52,8 @@ def test_every_exercise_is_complete(exercise, monkeypatch):
     assert len(exercise.hints) >= 3
     assert len(exercise.wrong) >= 2
     assert exercise.in_page
+    for prose in (exercise.task, exercise.remark, *exercise.hints):
+        assert "`" not in markdown(prose)  # every code span is closed
     assert exercise.function in exercise.starter
     assert "<lm-exercise" in exercise_html(exercise)
 

@@ -321,8 +321,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise _TimeUp
 
     try:
-        before = signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        handler = signal.signal(signal.SIGALRM, stop)
+        timer = signal.setitimer(signal.ITIMER_REAL, seconds)
     except (OSError, ValueError, AttributeError):
         yield
         return
@@ -330,7 +330,8 @@ def _time_limit(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)  # someone else's alarm, if one was set
 
 
 def _run(case: Case, function: Callable[..., Any]) -> Result:
