@@ -1,0 +1,100 @@
+"""The micro-world as a corpus: any amount of text, in shards, from a seed.
+
+Document i depends on (seed, split, kind, i) and on nothing else: any shard can be made by itself, in any
+order, in any number of processes. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+
+from lmlib.data.dice import Dice
+from lmlib.data.document import Document
+from lmlib.data.stories import Story
+
+SPLITS = ("train", "valid", "test")
+
+Maker = Callable[[str, int, str, int], Document]  # (key, seed, split, index) -> document
+
+
+def _story(key: str, seed: int, split: str, index: int) -> Document:
+    dice = Dice(key)
+    out: list[str] = []
+    Story(dice, out).tell()
+    return Document("".join(out)[1:], key, "story", -dice.bits)
+
+
+KINDS: dict[str, Maker] = {"story": _story}
+
+
+@dataclass(frozen=True)
+class MicroWorld:
+    """An endless or bounded stream of documents; iterating yields `Document`s, `texts()` yields str.
+
+    Bounds: `n_documents` documents, or documents until `n_bytes` bytes (UTF-8, without separators) are
+    reached. `shard=(k, n)` keeps the documents whose index is k modulo n; bounds hold for each shard.
+    """
+
+    seed: int = 0
+    split: str = "train"
+    kind: str = "story"
+    n_documents: int | None = None
+    n_bytes: int | None = None
+    shard: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        for name in ("n_documents", "n_bytes"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise ValueError(f"{name} must be a whole number from 0, or None for no bound, got {value!r}")
+        part, parts = self.shard
+        if not 0 <= part < parts:
+            raise ValueError(f"shard must be (k, n) with 0 <= k < n, got {self.shard!r}")
+
+    def document(self, index: int) -> Document:
+        """Document `index`, made by itself."""
+        if index < 0:
+            raise IndexError(f"index must be 0 or more, got {index}")
+        key = f"{self.kind}/{self.split}/{self.seed}/{index}"
+        return KINDS[self.kind](key, self.seed, self.split, index)
+
+    def documents(self) -> Iterator[Document]:
+        """The documents of this shard, in order, up to the bounds."""
+        size = 0
+        for index in islice(count(*self.shard), self.n_documents):
+            if self.n_bytes is not None and size >= self.n_bytes:
+                return
+            document = self.document(index)
+            size += len(document.text.encode())
+            yield document
+
+    __iter__ = documents
+
+    def texts(self) -> Iterator[str]:
+        """The texts of `documents()`."""
+        return (document.text for document in self.documents())
+
+
+def micro_world(
+    seed: int = 0,
+    *,
+    split: str = "train",
+    kind: str = "story",
+    n_documents: int | None = None,
+    n_bytes: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> MicroWorld:
+    """A corpus of the micro-world.
+
+    `kind`: one of `KINDS`. Endless unless bounded by `n_documents` or `n_bytes`. Raises ValueError for an
+    unknown split or kind, a negative seed or bound, or an impossible shard.
+    """
+    return MicroWorld(seed, split, kind, n_documents, n_bytes, shard)
