@@ -52,7 +52,7 @@ def environment() -> str:
 def dependencies(root: Path, chapter: Chapter) -> set[Path]:
     """The files beside the notebook itself that `chapter` depends on."""
     own = root / "kernels" if chapter.word == "kernels" else root / "lmlib" / chapter.word
-    found = set(_tree(root / "book" / "results"))
+    found = set(tree(root / "book" / "results"))
     found |= {root / "lmlib/book/pipeline" / name for name in _PIPELINE}
     found |= {root / name for name in ("constraints.txt", "lmlib/__init__.py")}
     seen: set[Path] = set()
@@ -111,7 +111,7 @@ def _imported(source: str, module: str) -> frozenset[str]:
 
 
 def _package_files(root: Path, package: Path, word: str) -> Iterator[Path]:
-    for path in _tree(package):
+    for path in tree(package):
         relative = path.relative_to(root).as_posix()
         if relative.startswith("lmlib/book/pipeline/"):
             continue
@@ -126,7 +126,8 @@ def _words(root: Path) -> set[str]:
     return {path.name for path in (root / "lmlib").iterdir() if path.is_dir()} | {"kernels"}
 
 
-def _tree(folder: Path) -> Iterator[Path]:
+def tree(folder: Path) -> Iterator[Path]:
+    """Files at any depth below `folder`, but for caches."""
     for path in folder.rglob("*"):
         if path.is_file() and not any(part in _PASSED_OVER for part in path.parts):
             yield path

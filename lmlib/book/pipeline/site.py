@@ -13,7 +13,7 @@ from pathlib import Path
 from lmlib.book import settings
 from lmlib.book.pipeline import pages
 from lmlib.book.pipeline.execute import Result, notebook_path
-from lmlib.book.pipeline.fingerprint import environment
+from lmlib.book.pipeline.fingerprint import environment, tree
 
 CONFIGURATION = ("_config.yml", "_toc.yml")
 
@@ -66,7 +66,7 @@ def site_fingerprint(root: Path, staged: Path) -> str:
     digest = hashlib.sha256(environment().encode())
     for path in sorted(_files(staged)):
         digest.update(str(path.relative_to(staged)).encode() + b"\0" + path.read_bytes())
-    for path in sorted((root / "lmlib").rglob("*.py")):
+    for path in sorted(tree(root / "lmlib")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
