@@ -164,5 +164,7 @@ def _split(outputs: Any) -> tuple[list[Plot], list[Output]]:
 
 
 def _plotly_output(plot: Plot) -> dict[str, Any]:
-    data = {"application/vnd.plotly.v1+json": render.plotly_figure(plot), "text/plain": plot.alt}
+    figure = render.plotly_figure(plot)
+    figure["layout"] |= {"title": {"text": plot.title}, "margin": {"t": 90}}
+    data = {"application/vnd.plotly.v1+json": figure, "text/plain": plot.alt}
     return {"output_type": "display_data", "data": data, "metadata": {}}

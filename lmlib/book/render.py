@@ -174,17 +174,18 @@ def _records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plot(plot: Plot) -> str:
+    figure = script_json(plotly_figure(plot))
     return (
+        f'<figure class="lm-drawn"><figcaption>{inline(plot.title)}</figcaption>'
         f'<lm-plot role="img" aria-label="{html.escape(plot.alt)}">'
-        f'<script type="application/json">{script_json(plotly_figure(plot))}</script></lm-plot>'
+        f'<script type="application/json">{figure}</script></lm-plot></figure>'
     )
 
 
 def plotly_figure(plot: Plot) -> dict[str, Any]:
-    """The plot as plotly JSON, in the book's style where its layout says nothing."""
+    """The plot as plotly JSON, in the book's style; its title is the caption's."""
     styled = [_styled(trace, index) for index, trace in enumerate(plot.data)]
-    layout = {**_LAYOUT, "title": {"text": plot.title, "x": 0, "xanchor": "left", "font": {"size": 15}}}
-    return {"data": styled, "layout": {**layout, **plot.layout}}
+    return {"data": styled, "layout": {**_LAYOUT, **plot.layout}}
 
 
 def _styled(trace: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -202,7 +203,7 @@ _LAYOUT: Mapping[str, Any] = {
     "colorway": _COLOURS,
     "font": {"family": "system-ui, sans-serif", "size": 13},
     "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
-    "margin": {"l": 60, "r": 20, "t": 70, "b": 50},
+    "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
     "hovermode": "closest",
     "height": 340,
 }

@@ -115,7 +115,7 @@
     const {ink, grid, card} = colours();
     const painted = {...layout, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: {...layout.font, color: ink}, hoverlabel: {...layout.hoverlabel, bgcolor: card, font: {color: ink}},
-      title: {...layout.title, font: {...layout.title?.font, color: ink}}};
+      ...(layout.title && {title: {...layout.title, font: {...layout.title.font, color: ink}}})};
     const axes = new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d*$/.test(key))]);
     for (const axis of axes)
       painted[axis] = {...layout[axis], color: ink, gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true};
@@ -300,7 +300,7 @@
         parameters.delete(key);
         if (text !== standing) parameters.set(key, text);
       }
-      return parameters.toString();
+      return parameters.toString().replaceAll("%2F", "/");
     }
 
     remember() {

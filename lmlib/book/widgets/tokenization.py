@@ -352,14 +352,14 @@ def merge_steps(text: str, n_merges: int) -> list[Output]:
         Value("Bytes per token", Fraction(n_bytes, n_tokens), "", f"{n_bytes / n_tokens:.2f}", headline=True),
         Value("Vocabulary", 256 + len(done), "", f"256 bytes + {len(done)}"),
         _next_merge(ahead[-1] if len(ahead) > len(done) else None, vocab, n_merges, len(done)),
-        Tokens(f"The text after {len(done)} merges", pieces),
+        Tokens(f"The text after {len(done)} merges; a dot is a space", pieces),
         Table(
             "The most frequent pairs, in the order in which they would be merged",
             ["Left", "Right", "Together", "Count"],
             [
                 [
-                    *(f"`{_readable(vocab[i])}`" for i in pair),
-                    f"`{_readable(vocab[pair[0]] + vocab[pair[1]])}`",
+                    *(_code(vocab[i]) for i in pair),
+                    _code(vocab[pair[0]] + vocab[pair[1]]),
                     count,
                 ]
                 for pair, count in ranked[:8]
@@ -371,8 +371,8 @@ def merge_steps(text: str, n_merges: int) -> list[Output]:
             [
                 [
                     step.new_id,
-                    *(f"`{_readable(step.vocab[i])}`" for i in step.pair),
-                    f"`{_readable(step.vocab[step.new_id])}`",
+                    *(_code(step.vocab[i]) for i in step.pair),
+                    _code(step.vocab[step.new_id]),
                     step.count,
                 ]
                 for step in reversed(done[-8:])
@@ -387,7 +387,7 @@ def _next_merge(step: naive.MergeStep | None, vocab: Any, asked: int, done: int)
         return Note(
             f"No pair occurs twice any more: there is nothing left to learn from this text.{early}", "good"
         )
-    left, right = (f"`{_readable(vocab[i])}`" for i in step.pair)
+    left, right = (_code(vocab[i]) for i in step.pair)
     why = f"Next, {left} and {right} become token {step.new_id}: they stand together {step.count} times"
     if not step.ties:
         return Note(f"{why}, more often than any other pair.")
@@ -398,12 +398,17 @@ def _next_merge(step: naive.MergeStep | None, vocab: Any, asked: int, done: int)
 
 
 def _readable(token: bytes) -> str:
-    """The token as text with visible spaces, or its bytes in hexadecimal where they are no whole
-    characters."""
+    """The token as text, or its bytes in hexadecimal where they are no whole characters."""
     try:
         return token.decode()
     except UnicodeDecodeError:
         return token.hex(" ").upper()
+
+
+def _code(token: bytes) -> str:
+    """The token within a sentence or a table, where a space at its border would not be seen."""
+    shown = _readable(token).replace(" ", "·").replace("\n", "⏎").replace("`", "\u02cb")
+    return f"`{shown}`"
 
 
 def _title(number: int, token: bytes) -> str:
