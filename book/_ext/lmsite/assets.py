@@ -1,9 +1,9 @@
 """Stage what the pages load, so that the site needs no other host.
 
-npm packages (pinned by `book/package-lock.json`, whose hashes npm checks) give Pyodide and the fonts (MathJax's
-among them); plotly.js comes out of the installed Python package, so that it matches what made the figures; the sources of
-lmlib that run in the page come as one archive. The
-theme's own style sheet is copied without the rules of the icon font that the book does not use.
+npm packages (pinned by `book/package-lock.json`, whose hashes npm checks) give Pyodide and the fonts, those
+of formulas among them. plotly.js comes out of the installed Python package, so that it matches what made the
+figures. The sources of lmlib that run in the page come as one archive. The theme's own style sheet is copied
+without the rules of the icon font, which the book does not use.
 """
 
 import re

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 def collect_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """404.html: complete in itself, since it is shown at any depth and cannot know where the book's files lie."""
+    """404.html: complete in itself, since it is shown at any depth below an unknown root."""
     yield "404", {"lm_home": app.builder.get_target_uri(app.config.root_doc)}, "404.html"
 
 

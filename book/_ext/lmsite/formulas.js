@@ -7,6 +7,7 @@ const [mathjax, fontURL] = process.argv.slice(2);
 require(mathjax).init({
   loader: {load: ["input/tex", "output/chtml"]},
   chtml: {fontURL, adaptiveCSS: true, displayAlign: "center"},
+  tex: {packages: {"[-]": ["noundefined"]}},  // an unknown macro is an error, not red letters
   startup: {typeset: false},
 }).then(async MathJax => {
   const adaptor = MathJax.startup.adaptor;

@@ -120,7 +120,7 @@ def add_own_files(app: Sphinx) -> None:
     app.add_js_file("site.js", defer="defer", priority=900)
     static = Path(app.srcdir) / "book" / "_static"
     if (static / LIVE_STYLE).is_file():
-        app.add_css_file(LIVE_STYLE, priority=890)
+        app.add_css_file(LIVE_STYLE, priority=910)
     if (static / LIVE_SCRIPT).is_file():
         app.add_js_file(LIVE_SCRIPT, defer="defer", priority=890)
 

@@ -9,7 +9,7 @@ from lmlib.book.forms import form_html
 
 
 class LiveWidget(SphinxDirective):
-    """Show the widget of this name as in a chapter: filled in at build time, alive once the page's script runs."""
+    """Show the widget of this name as in a chapter: filled in at build time, alive once its script runs."""
 
     required_arguments = 1
 
