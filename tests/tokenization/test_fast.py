@@ -32,13 +32,13 @@ ALPHABET = "abstlvreSTMD1٣Ⅷ'’ \t\n\r\x0b\x1c\x85\xa0\u2003\u3000.,!-_ſſé
 TEXTS = st.text(st.sampled_from(ALPHABET), max_size=60)
 # fmt: off
 FRAGMENTS = st.lists(st.sampled_from([
-    "the", " the", "'ll", "'LL", "'s", "'S", "'ſ", " ", "  ", "\n", "\r\n", "\n\n ", "1234", " 12", "!!", "!\n\n",
-    " a" * 9, "supercalifragilisticexpialidocious", "supercalifragilistic", EOT, "<|end", "|>", "naïve", "漢字",
-    "😀😀", "\u2003", "x" * 70, "\xa0y", ".\r\n\t",
+    "the", " the", "'ll", "'LL", "'s", "'S", "'ſ", " ", "  ", "\n", "\r\n", "\n\n ", "1234", " 12", "!!",
+    "!\n\n", " a" * 9, "supercalifragilisticexpialidocious", "supercalifragilistic", EOT, "<|end", "|>",
+    "naïve", "漢字", "😀😀", "\u2003", "x" * 70, "\xa0y", ".\r\n\t",
 ]), max_size=25).map("".join)
 NEARLY_UTF8 = st.lists(st.sampled_from([
-    b"ab ", "é".encode(), "漢".encode(), "😀".encode(), b"\n ", b"\xc3", b"\xe6\xbc", b"\xf0\x9f\x98", b"\x80", b"\xff",
-    b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\xe0\x80\x80",
+    b"ab ", "é".encode(), "漢".encode(), "😀".encode(), b"\n ", b"\xc3", b"\xe6\xbc", b"\xf0\x9f\x98", b"\x80",
+    b"\xff", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\xe0\x80\x80",
 ]), max_size=12).map(b"".join)
 # fmt: on
 SPECIALS = st.sets(st.sampled_from([EOT, "<|end", " the", "a", "\n\n", "!\n\n", "漢字"]))
@@ -297,6 +297,28 @@ def test_special_tokens_are_found_longest_first(merges):
     assert ids == [9001, 9000, ord("x"), 9002, ord("y")]
     assert ours.encode(b"", specials).tolist() == []
     assert ours.encode(b"<|a|>").tolist() == readable_ids("<|a|>", merges["gpt2"], "gpt2")
+
+
+@pytest.mark.parametrize("pattern", KINDS)
+@quick
+@given(
+    text=TEXTS | FRAGMENTS, cuts=st.lists(st.integers(0, 200)), block=st.integers(1, 50), specials=SPECIALS
+)
+def test_chunks_change_no_id(pattern, text, cuts, block, specials, merges):
+    data = text.encode()
+    borders = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    ids = {special.encode(): 9000 + number for number, special in enumerate(sorted(specials))}
+    ours = make_encoder(merges[pattern], pattern)
+    chunks = [data[start:end] for start, end in pairwise(borders)]
+    found = np.concatenate(list(ours.encode_stream(chunks, ids, block=block)))
+    assert np.array_equal(found, ours.encode(data, ids))
+
+
+def test_an_invalid_byte_is_reported_by_its_place_in_the_stream(merges):
+    ours = make_encoder(merges["gpt2"], "gpt2")
+    chunks = [b"some words ", b"more words \xc3", b"( and more"]
+    with pytest.raises(ValueError, match="byte 0xc3 at offset 22"):
+        list(ours.encode_stream(chunks, block=4))
 
 
 def test_a_full_table_is_emptied_without_changing_ids(merges, monkeypatch):

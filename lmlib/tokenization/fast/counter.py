@@ -9,7 +9,6 @@ Notable:
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,10 +24,11 @@ from numba import njit
 
 from lmlib.tokenization.stream import replace_surrogates
 
+from .blocks import SpecialTokens
 from .classes import code_point_classes
 from .memory import OPTIONS
 from .pages import pages
-from .scan import LOOK_AHEAD, pretoken_end
+from .scan import pretoken_end
 from .table import IDENTITY, VALUE, WordTable, add, find, has_room
 
 BLOCK = 1 << 22  # bytes read at a time
@@ -91,7 +91,7 @@ def count_kernel(
     starts: np.ndarray,
     state: np.ndarray,
 ) -> int:
-    """Count the pretokens of text[a:b] for every (a, b) in segments; a pretoken must end by `accept`.
+    """Count the pretokens of text[a:b] for every (a, b, _) in segments; a pretoken must end by `accept`.
 
     Where nothing more may follow the last segment, `accept` is its end. state: the segment and the position
     to go on from, the number of words, and the length of the word that there was no room for.
@@ -157,34 +157,20 @@ class _Counter:
         self.kind = kind
         self.name = "the text"  # what errors call the stream
         self.table = WordTable(1 << 16)
-        # Longest first: of two special tokens that start at one place, the longer one counts.
-        specials = sorted((s.encode() for s in special_tokens), key=len, reverse=True)
-        self.special = re.compile(b"|".join(map(re.escape, specials))) if specials else None
-        self.longest = len(specials[0]) if specials else 0
+        self.specials = SpecialTokens({special.encode(): 0 for special in special_tokens})
 
     def count(self, block: np.ndarray, final: bool, offset: int) -> int:
         """Count block, which starts at byte `offset` of the stream; return how many bytes are done with.
 
         The rest must come again at the start of the next block. If `final`, nothing is left over.
         """
-        end = block.size if final else _whole_characters(block)
-        # Whatever starts after `certain` may yet turn out to be a special token, or a longer one.
-        certain = end if final else end - self.longest
-        segments, start = [], 0
-        for found in self.special.finditer(memoryview(block.data)[:end]) if self.special else ():
-            if found.start() > certain:
-                break
-            segments.append((start, found.start()))
-            start = found.end()
-        segments.append((start, end))
-        accept = end if final else max(0, certain - LOOK_AHEAD)
+        segments, accept = self.specials.segments(block, final)
         state = np.array([0, 0, self.table.n_words, 0], dtype=np.int64)
-        bounds = np.array(segments, dtype=np.int64)
         table, classes = self.table, code_point_classes()
         block.flags.writeable = False
         while True:
             status = count_kernel(
-                block, bounds, accept, classes, self.kind, table.slots, table.arena, table.starts, state
+                block, segments, accept, classes, self.kind, table.slots, table.arena, table.starts, state
             )
             table.n_words = int(state[2])
             if status != _FULL:
@@ -222,18 +208,6 @@ class _Counter:
         words = WordCounts(table.arena[: starts[-1]].copy(), starts, counts)
         self.table = WordTable(2)
         return words
-
-
-def _whole_characters(block: np.ndarray) -> int:
-    """Length of block without the incomplete character at its end, if there is one."""
-    for back in range(1, min(LOOK_AHEAD, block.size) + 1):
-        b = int(block[-back])
-        if b < 0x80:
-            break
-        if b >= 0xC0:
-            size = 2 if b < 0xE0 else 3 if b < 0xF0 else 4
-            return block.size - back if size > back else block.size
-    return block.size
 
 
 def _not_utf8(block: np.ndarray, at: int, name: str, offset: int) -> ValueError:

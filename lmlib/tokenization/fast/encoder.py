@@ -10,13 +10,13 @@ Notable:
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numba import njit
 
+from .blocks import SpecialTokens
 from .classes import code_point_classes
 from .memory import INLINE, OPTIONS
 from .pages import pages
@@ -25,6 +25,7 @@ from .table import VALUE, WordTable, add, find, has_room
 
 _DONE, _FULL, _LONG, _INVALID = 0, 1, 2, 3
 _SHORT = 64  # bytes: longer words go through the heap and aren't remembered
+BLOCK = 1 << 22  # bytes gathered from a stream before they are encoded
 _MOST_WORDS = 1 << 20  # remembered at a time, in about 130 MB
 _NEVER = np.int64(2**63 - 1)  # the rank of a pair that doesn't merge
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -161,6 +162,7 @@ def _merge_long(
 def encode_kernel(
     text: np.ndarray,
     segments: np.ndarray,
+    accept: int,
     classes: np.ndarray,
     kind: int,
     byte_ids: np.ndarray,
@@ -177,19 +179,23 @@ def encode_kernel(
 ) -> int:
     """Ids of text[a:b], and the id c behind it if c >= 0, for every (a, b, c) in segments.
 
+    In the last segment, a pretoken must end by `accept`; where nothing more may follow, that is its end.
     known: the ids of the words in the table, those of word k at VALUE // 2**8, VALUE % 2**8 of them.
     state: segment and position to go on from, words in the table, ids in `known`, ids in `out`, length of the
     word that stopped us.
     """
     while state[0] < segments.shape[0]:
         end = segments[state[0], 1]
+        sure = min(end, accept) if state[0] == segments.shape[0] - 1 else end
         i = max(state[1], segments[state[0], 0])
         n_out = state[4]
         while i < end:
-            stop = pretoken_end(text, i, end, end, classes, kind)
+            stop = pretoken_end(text, i, end, sure, classes, kind)
             if stop < 0:
                 state[1], state[4] = -stop - 1, n_out
                 return _INVALID
+            if stop > sure:
+                break
             length = stop - i
             slot = find(text, i, length, slots, arena, starts) if length <= _SHORT else np.int64(0)
             if length <= _SHORT and slot >= 0:
@@ -219,10 +225,12 @@ def encode_kernel(
                 n = _merge_long(out, n_out, length, links, heap, pairs)
             n_out += n
             i = stop
-        if segments[state[0], 2] >= 0:
+        if i == end and segments[state[0], 2] >= 0:
             out[n_out] = segments[state[0], 2]
             n_out += 1
-        state[1], state[4] = end, n_out
+        state[1], state[4] = i, n_out
+        if i < end:
+            return _DONE
         state[0] += 1
     return _DONE
 
@@ -250,8 +258,36 @@ class Encoder:
 
         Raises ValueError with the offset of the first byte that is not UTF-8.
         """
+        return self._encode_block(text, SpecialTokens(special_tokens or {}), final=True, offset=0)[0]
+
+    def encode_stream(
+        self, chunks: Iterable[bytes], special_tokens: Mapping[bytes, int] | None = None, block: int = BLOCK
+    ) -> Iterator[np.ndarray]:
+        """The ids of a text that arrives in chunks, in arrays; where the chunks end changes nothing.
+
+        block: bytes gathered before encoding. What can't be decided yet waits for the next block.
+        """
+        specials = SpecialTokens(special_tokens or {})
+        waiting, n_waiting, offset = [], 0, 0
+        for chunk in chunks:
+            waiting.append(chunk)
+            n_waiting += len(chunk)
+            if n_waiting < block:
+                continue
+            text = b"".join(waiting)
+            ids, done = self._encode_block(text, specials, final=False, offset=offset)
+            yield ids
+            offset += done
+            waiting, n_waiting = [text[done:]], len(text) - done
+            block = max(block, 2 * n_waiting)  # a pretoken of any length is looked at a few times only
+        yield self._encode_block(b"".join(waiting), specials, final=True, offset=offset)[0]
+
+    def _encode_block(
+        self, text: bytes, specials: SpecialTokens, final: bool, offset: int
+    ) -> tuple[np.ndarray, int]:
+        """The ids of a block, and how many of its bytes they stand for. offset: where it is in the stream."""
         data = np.frombuffer(text, dtype=np.uint8)
-        segments = _segments(text, special_tokens or {})
+        segments, accept = specials.segments(text, final)
         # Room for the worst case, an id per byte (special tokens are at least a byte long): what isn't used
         # is never touched.
         out = pages(data.size, np.uint32)
@@ -261,7 +297,7 @@ class Encoder:
             state = np.array([0, 0, table.n_words, self._n_known, 0, 0], dtype=np.int64)
             while True:
                 status = encode_kernel(
-                    data, segments, code_point_classes(), self._kind, self._byte_ids, self._pairs,
+                    data, segments, accept, code_point_classes(), self._kind, self._byte_ids, self._pairs,
                     table.slots, table.arena, table.starts, self._known, self._ranks, links, heap, out, state,
                 )  # fmt: skip
                 table.n_words, self._n_known = int(state[2]), int(state[3])
@@ -272,10 +308,10 @@ class Encoder:
                     links, heap = pages((int(state[5]), 2), np.int32), pages(3 * int(state[5]), np.int64)
                 else:
                     break
+        at = int(state[1])
         if status == _INVALID:
-            at = int(state[1])
-            raise ValueError(f"the text is not valid UTF-8: byte 0x{data[at]:02x} at offset {at}")
-        return out[: int(state[4])].copy()
+            raise ValueError(f"the text is not valid UTF-8: byte 0x{data[at]:02x} at offset {offset + at}")
+        return out[: int(state[4])].copy(), at
 
     def _make_room(self, length: int) -> None:
         """Grow the table of words; empty it when it has reached its bound."""
@@ -289,16 +325,3 @@ class Encoder:
             known[: self._n_known] = self._known[: self._n_known]
             self._known = known
         table.grow(length)
-
-
-def _segments(text: bytes, special_tokens: Mapping[bytes, int]) -> np.ndarray:
-    """(start, end, id of the special token behind it or -1) of every stretch between special tokens."""
-    found: list[tuple[int, int, int]] = []
-    start = 0
-    if special_tokens:
-        longest_first = sorted(special_tokens, key=len, reverse=True)
-        for match in re.finditer(b"|".join(map(re.escape, longest_first)), text):
-            found.append((start, match.start(), special_tokens[match.group()]))
-            start = match.end()
-    found.append((start, len(text), -1))
-    return np.array(found, dtype=np.int64)
