@@ -89,10 +89,13 @@ def count_part(
     chunks: Counter[str] = Counter()
     for stream in [[text] for text in part] if isinstance(part, list) else [read_text(*part)]:
         for text, is_special in segments(stream, cut, special_tokens, _TEXT_BLOCK):
-            if not is_special:
-                chunks.update(cut.chunks(text))
-                if len(chunks) > _MOST_CHUNKS:
-                    _break_up(chunks, counts, cut.pretokens)
+            for block in () if is_special else cut.blocks(text):
+                if block.isascii():
+                    counts.update(cut.ascii_pretokens(block))
+                else:
+                    chunks.update(cut.chunks(block))
+            if len(chunks) > _MOST_CHUNKS:
+                _break_up(chunks, counts, cut.pretokens)
             advance(len(text) if text.isascii() or isinstance(part, list) else len(text.encode()))
     _break_up(chunks, counts, cut.pretokens)
     return counts

@@ -7,6 +7,7 @@ that a megabyte without a single space costs seconds and not days.
 
 import heapq
 from collections.abc import Mapping, Sequence
+from itertools import pairwise, repeat
 
 Pair = tuple[int, int]
 
@@ -26,7 +27,7 @@ def merge_ids(ids: list[int], ranks: Mapping[Pair, int], made: Sequence[int]) ->
 
 def _merge_short(ids: list[int], ranks: Mapping[Pair, int], made: Sequence[int]) -> list[int]:
     rank_of = ranks.get
-    pair_ranks = [rank_of(pair, _NO_RANK) for pair in zip(ids, ids[1:], strict=False)]
+    pair_ranks = list(map(rank_of, pairwise(ids), repeat(_NO_RANK)))
     while pair_ranks:
         best = min(pair_ranks)
         if best == _NO_RANK:
@@ -45,7 +46,7 @@ def _merge_long(ids: list[int], ranks: Mapping[Pair, int], made: Sequence[int]) 
     end = len(ids)
     following = list(range(1, end + 1))
     before = list(range(-1, end - 1))
-    heap = [(ranks[pair], at) for at, pair in enumerate(zip(ids, ids[1:], strict=False)) if pair in ranks]
+    heap = [(ranks[pair], at) for at, pair in enumerate(pairwise(ids)) if pair in ranks]
     heapq.heapify(heap)
 
     def push(left: int, right: int) -> None:

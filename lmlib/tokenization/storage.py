@@ -101,16 +101,17 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-def write_array(path: str | os.PathLike[str], parts: Iterable[Sequence[int]], dtype: "np.dtype") -> int:
-    """Writes integers into a .npy file, part by part, all or nothing; returns how many."""
+def write_array(path: str | os.PathLike[str], parts: Iterable[bytes], dtype: "np.dtype") -> int:
+    """Writes ids (uint32 in `parts`, `dtype` in the file) into a .npy file, all or nothing; returns how many."""
     import numpy as np
 
     with replacing(Path(path)) as file:
         file.write(_npy_header(dtype, 0))
         count = 0
         for part in parts:
-            file.write(np.array(part, dtype=dtype).tobytes())
-            count += len(part)
+            ids = np.frombuffer(part, dtype=np.uint32)
+            file.write(ids.astype(dtype).tobytes())
+            count += len(ids)
         file.seek(0)
         file.write(_npy_header(dtype, count))
     return count

@@ -8,8 +8,8 @@ and never the result.
 import codecs
 import operator
 import os
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -36,15 +36,15 @@ _MEMO_SIZE = 1 << 20  # chunks; full memos are emptied. About 200 MB at the very
 Specials = Literal["all"] | Collection[str]
 
 
-class Memo(dict[str, tuple[int, ...]]):
+class Memo(dict[str, bytes]):
     """A function's values, remembered up to a number of entries; looked up at the speed of a dict."""
 
-    def __init__(self, function: Callable[[str], tuple[int, ...]], max_entries: int) -> None:
+    def __init__(self, function: Callable[[str], bytes], max_entries: int) -> None:
         super().__init__()
         self._function = function
         self._max_entries = max_entries
 
-    def __missing__(self, key: str) -> tuple[int, ...]:
+    def __missing__(self, key: str) -> bytes:
         value = self._function(key)
         if len(key) <= _LONGEST_REMEMBERED:
             if len(self) >= self._max_entries:
@@ -82,6 +82,7 @@ class Tokenizer:
         if len(self._ids) != len(ordinary):
             raise ValueError(_repeated_token(ordinary))
         self._bytes = ordinary | {id_: name.encode() for name, id_ in self.special_tokens.items()}
+        self._vocab_size = max(self._bytes) + 1
         self._byte_ids = self._find_bytes()
         self._merges = tuple((bytes(left), bytes(right)) for left, right in merges)
         self._ranks, self._made = self._index_merges()
@@ -109,7 +110,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the largest id: the number of rows that an embedding needs."""
-        return max(self._bytes) + 1
+        return self._vocab_size
 
     @property
     def n_vocab(self) -> int:
@@ -177,9 +178,9 @@ class Tokenizer:
     def encode_ordinary(self, text: str) -> list[int]:
         """Token ids of a text in which no special token means anything."""
         try:
-            return list(self._ordinary_ids(text))
+            return _unpack(self._encode(text))
         except UnicodeEncodeError:
-            return list(self._ordinary_ids(replace_surrogates(text)))
+            return _unpack(self._encode(replace_surrogates(text)))
 
     def encode_batch(
         self,
@@ -211,7 +212,7 @@ class Tokenizer:
         surrogate pair. Memory is constant: one block of text, or the longest single pretoken.
         """
         for part in self._streamed(_chunks_of(chunks), allowed_special, disallowed_special, BLOCK):
-            yield from part
+            yield from _unpack(part)
 
     def encode_to_numpy(
         self, text: str, *, allowed_special: Specials = frozenset(), disallowed_special: Specials = "all"
@@ -219,14 +220,8 @@ class Tokenizer:
         """Token ids of a text as an array of `dtype`, shape (n_tokens,)."""
         import numpy as np
 
-        allowed, disallowed = self._resolve_specials(allowed_special, disallowed_special)
-        self._refuse(text, disallowed)
-        parts = (
-            self._streamed([text], allowed_special, (), _TEXT_BLOCK)
-            if allowed
-            else [self.encode_ordinary(text)]
-        )
-        return np.fromiter(chain.from_iterable(parts), dtype=self.dtype)
+        parts = self._streamed([text], allowed_special, disallowed_special, _TEXT_BLOCK)
+        return np.frombuffer(b"".join(parts), dtype=np.uint32).astype(self.dtype)
 
     def encode_file(
         self,
@@ -321,32 +316,30 @@ class Tokenizer:
         self._words = Memo(self._encode_word, _MEMO_SIZE)
         self._chunks = Memo(self._encode_chunk, _MEMO_SIZE)
 
-    def _encode_word(self, word: str) -> tuple[int, ...]:
-        ids = [self._byte_ids[byte] for byte in word.encode()]
-        return tuple(merge_ids(ids, self._ranks, self._made))
+    def _encode_word(self, word: str) -> bytes:
+        ids = merge_ids(list(map(self._byte_ids.__getitem__, word.encode())), self._ranks, self._made)
+        return array("I", ids).tobytes()
 
-    def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
-        words = self._pretokenizer.pretokens(chunk)
-        if len(words) == 1:
-            return self._words[words[0]]
-        return tuple(chain.from_iterable(map(self._words.__getitem__, words)))
+    def _encode_chunk(self, chunk: str) -> bytes:
+        return b"".join(map(self._words.__getitem__, self._pretokenizer.pretokens(chunk)))
 
-    def _ordinary_ids(self, text: str) -> Iterator[int]:
-        cut, chunks, memo = self._pretokenizer, self._pretokenizer.chunks, self._chunks
-        if len(text) <= _TEXT_BLOCK or not cut.can_cut:
-            return chain.from_iterable(map(memo.__getitem__, chunks(text)))
-        return chain.from_iterable(
-            chain.from_iterable(map(memo.__getitem__, chunks(block))) for block in _split(text, cut.next_cut)
+    def _encode(self, text: str) -> bytes:
+        """Ids of ordinary text, four bytes each: joining bytes is faster than collecting integers."""
+        cut = self._pretokenizer
+        word, chunk = self._words.__getitem__, self._chunks.__getitem__
+        return b"".join(
+            b"".join(map(word, cut.ascii_pretokens(block)) if block.isascii() else map(chunk, cut.chunks(block)))
+            for block in cut.blocks(text)
         )
 
     def _streamed(
         self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials, block: int
-    ) -> Iterator[list[int]]:
+    ) -> Iterator[bytes]:
         allowed, disallowed = self._resolve_specials(allowed_special, disallowed_special)
         if disallowed:
             chunks = self._refusing(chunks, disallowed)
         for part, is_special in segments(chunks, self._pretokenizer, allowed, block):
-            yield [self.special_tokens[part]] if is_special else list(self._ordinary_ids(part))
+            yield array("I", [self.special_tokens[part]]).tobytes() if is_special else self._encode(part)
 
     def _resolve_specials(
         self, allowed: Specials, disallowed: Specials
@@ -464,12 +457,8 @@ def _repeated_token(vocab: Mapping[int, bytes]) -> str:
     raise AssertionError("no token is repeated")
 
 
-def _split(text: str, next_cut: Callable[[str, int], int]) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        end = next_cut(text, start + _TEXT_BLOCK)
-        yield text[start:end]
-        start = end
+def _unpack(ids: bytes) -> list[int]:
+    return memoryview(ids).cast("I").tolist()
 
 
 def _chunks_of(source: Iterable[str] | IO[str]) -> Iterable[str]:
