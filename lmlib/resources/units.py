@@ -13,10 +13,21 @@ Number = int | float | Fraction
 KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 
+LARGEST_COUNT = 10**18  # of tokens, sequences or parameters: beyond any run, and still exact
+
 _MEASURED = ("parameters", "values", "tokens", "bytes", "FLOPs", "operations", "seconds", "hours", "days")
 _PRICED = ("joules", "watts", "kWh", "USD", "GPUs", "GPU-hours", "ratio")
 _PER_ONE = ("token", "step", "second", "hour", "GPU", "byte", "parameter", "layer", "sequence")
 UNITS = frozenset(_MEASURED + _PRICED + _PER_ONE)
+
+DTYPE_BYTES: dict[str, int | Fraction] = {
+    "fp32": 4,
+    "bf16": 2,
+    "fp16": 2,
+    "fp8": 1,
+    "int8": 1,
+    "int4": Fraction(1, 2),
+}
 
 _DECIMAL = ((10**18, "E"), (10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 _BINARY = ((2**40, "Ti"), (2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
