@@ -302,6 +302,13 @@ def test_reports_are_well_formed_and_escaped():
     page = parsed(report._repr_html_())
     assert page.scripts == []
     assert "Twice <b>" in "".join(page.text)
+    assert "not run: several, none" in "".join(page.text)
+
+
+def test_a_hint_in_a_report_shows_its_code_as_code():
+    case = Case("one", ([1],), [2], message="Use `*` here.")
+    report, _ = only_case(case, lambda values: values)
+    assert "Use <code>*</code> here." in report._repr_html_()
 
 
 @pytest.mark.parametrize("build", ["0", "1"])

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lmlib.book.display import escape
+from lmlib.book.display import escape, markdown
 from lmlib.book.exercises.compare import difference, shown
 
 DIFFICULTIES = {1: "warm-up", 2: "easy", 3: "medium", 4: "hard", 5: "project"}
@@ -178,12 +178,16 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = "".join(_result_html(result) for result in self.results)
+        rows = "".join(_result_html(result) for result in self.results if result.state != "not run")
+        waiting = [result.name for result in self.results if result.state == "not run"]
+        if waiting:
+            names = escape(", ".join(waiting))
+            rows += f'<li class="lm-case lm-case-not-run">{_MARKS["not run"]} {names}</li>'
         printed = f"<p>Your code printed:</p><pre>{escape(self.printed)}</pre>" if self.printed else ""
         state = "passed" if self.passed else "failed"
         return (
             f'<div class="lm-checks lm-checks-{state}"><p><strong>{escape(self.title)}</strong>: '
-            f"{escape(self.summary)}</p><ul>{rows}</ul>{printed}</div>"
+            f'{escape(self.summary)}</p><ul style="list-style:none;padding-left:0">{rows}</ul>{printed}</div>'
         )
 
 
@@ -203,13 +207,16 @@ def _details(result: Result) -> list[tuple[str, str]]:
 
 
 def _result_html(result: Result) -> str:
-    details = "".join(
-        f"<dt>{label}</dt><dd>{escape(text) if label == 'hint' else f'<code>{escape(text)}</code>'}</dd>"
+    rows = "".join(
+        f'<tr><th scope="row" style="text-align:left;vertical-align:top">{label}</th>'
+        '<td style="text-align:left">'
+        f"{markdown(text) if label == 'hint' else f'<code>{escape(text)}</code>'}</td></tr>"
         for label, text in _details(result)
     )
-    body = f"<dl>{details}</dl>" if details else ""
-    css = result.state.replace(" ", "-")
-    return f'<li class="lm-case lm-case-{css}">{_MARKS[result.state]} {escape(result.name)}{body}</li>'
+    body = f'<table class="lm-case-details"><tbody>{rows}</tbody></table>' if rows else ""
+    return (
+        f'<li class="lm-case lm-case-{result.state}">{_MARKS[result.state]} {escape(result.name)}{body}</li>'
+    )
 
 
 _exercises: dict[str, Exercise] = {}
