@@ -493,8 +493,8 @@ def encode_stream(pieces: Iterable[str], encode: Callable[[str], list]) -> Itera
 Two pre-tokens are at least two characters. A pre-token with two more after it has seen, besides its own
 characters, the next two: enough for the look-ahead of one character and for the longest contraction, `'`
 and two letters. So it is certain. What this does not bound is a pre-token itself: a piece of a million
-letters without a space is held, and cut again with every new piece. The library's `encode_iterable`
-bounds that too.
+letters without a space is held, and cut again with every new piece. The library's
+`encode_iterable` holds it as well: its memory is a block of text or the longest single pre-token.
 """,
     cases=(
         Case(
