@@ -1,5 +1,11 @@
 """The words of the micro-world: plain lists, most frequent first where a Zipf law picks from them."""
 
+
+def _list(text: str, separator: str | None = None) -> list[str]:
+    """The words of a text, or what stands between separators."""
+    return [" ".join(word.split()) for word in text.split(separator)]
+
+
 FIRST_NAMES = {
     "she": _list(
         """
