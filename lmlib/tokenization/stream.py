@@ -39,6 +39,14 @@ def replace_surrogates(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def utf8(text: str) -> bytes:
+    """The text's bytes, lone surrogates replaced."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return replace_surrogates(text).encode()
+
+
 def segments(
     chunks: Iterable[str], pretokenizer: Pretokenizer, specials: Iterable[str] = (), block: int = BLOCK
 ) -> Iterator[tuple[str, bool]]:
@@ -50,7 +58,7 @@ def segments(
     """
     specials = tuple(specials)
     find, longest = special_finder(specials), max(map(len, specials), default=1)
-    source, held, finished = _blocks(chunks), "", False
+    source, held, finished = without_surrogates(chunks), "", False
     while not finished:
         # At least as much again as is held, so that text without a cut is looked at a constant number of times.
         fresh, finished = _take(source, max(block, len(held)))
@@ -90,7 +98,7 @@ def _take(source: Iterator[str], n_characters: int) -> tuple[str, bool]:
     return "".join(pieces), True
 
 
-def _blocks(chunks: Iterable[str]) -> Iterator[str]:
+def without_surrogates(chunks: Iterable[str]) -> Iterator[str]:
     """The chunks with surrogates replaced; a pair split over two chunks is joined first."""
     high = ""
     for chunk in chunks:

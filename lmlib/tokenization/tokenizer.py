@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from lmlib.tokenization import storage
+from lmlib.tokenization import fast, storage
 from lmlib.tokenization.merging import Pair, merge_ids
 from lmlib.tokenization.patterns import pretokenizer
 from lmlib.tokenization.processes import worker_pool
@@ -24,6 +24,8 @@ from lmlib.tokenization.stream import (
     segments,
     special_finder,
     split_specials,
+    utf8,
+    without_surrogates,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +35,10 @@ _TEXT_BLOCK = 1 << 20  # characters pretokenized at once, so that a long text co
 _LONGEST_REMEMBERED = 256  # characters: longer chunks hardly repeat and would fill the memo
 _MEMO_SIZE = 1 << 20  # chunks; full memos are emptied. About 200 MB at the very most, 30 MB on 10 MB of prose
 
+_REPAYS_A_CALL = 1 << 12  # characters from which compiled code that is loaded already is the faster way
+
 Specials = Literal["all"] | Collection[str]
+Implementation = Literal["auto", "python", "numba"]
 
 
 class Memo(dict[str, bytes]):
@@ -61,9 +66,12 @@ class Tokenizer:
     special_tokens: strings that are one token wherever they are allowed. Either with their ids, or just the
         strings: those that `vocab` has keep their id, others get the next free ones.
     pattern: a name of `PATTERNS` ("gpt2", "cl100k", "o200k") or a regular expression for `regex`.
+    implementation: "python", "numba" (the same ids, faster; patterns "gpt2" and "cl100k"), or "auto": Numba
+        where it is installed and the text so large that loading it does not matter.
 
-    Raises ValueError for a missing byte, a repeated token, a merge whose parts or result `vocab` lacks, an empty
-    or repeated special token, and two tokens with one id.
+    Raises ImportError for "numba" where Numba is not installed, and ValueError for a missing byte, a repeated
+    token, a merge whose parts or result `vocab` lacks, an empty or repeated special token, two tokens with one
+    id, or an implementation that does not exist for the pattern.
     """
 
     def __init__(
@@ -73,8 +81,11 @@ class Tokenizer:
         special_tokens: Mapping[str, int] | Iterable[str] = (),
         *,
         pattern: str = "gpt2",
+        implementation: Implementation = "auto",
     ) -> None:
         self._pretokenizer = pretokenizer(pattern)
+        fast.check(implementation, self._pretokenizer.name)
+        self.implementation = implementation
         self.special_tokens = _number_specials(special_tokens, vocab)
         special_ids = set(self.special_tokens.values())
         ordinary = {_index(id_): bytes(token) for id_, token in vocab.items() if id_ not in special_ids}
@@ -220,6 +231,11 @@ class Tokenizer:
         """Token ids of a text as an array of `dtype`, shape (n_tokens,)."""
         import numpy as np
 
+        if encoder := self._fast_encoder(len(text)):
+            allowed, disallowed = self._resolve_specials(allowed_special, disallowed_special)
+            self._refuse(text, disallowed)
+            ids = encoder.encode(utf8(text), self._special_bytes(allowed))
+            return ids.astype(self.dtype, copy=False)
         parts = self._streamed([text], allowed_special, disallowed_special, _TEXT_BLOCK)
         return np.frombuffer(b"".join(parts), dtype=np.uint32).astype(self.dtype)
 
@@ -237,7 +253,8 @@ class Tokenizer:
         appears under its name only when it is complete. Raises ValueError, with the byte offset, for a file
         that is not UTF-8.
         """
-        parts = self._streamed(read_text(source), allowed_special, disallowed_special, _TEXT_BLOCK)
+        size = Path(source).stat().st_size
+        parts = self._streamed(read_text(source), allowed_special, disallowed_special, _TEXT_BLOCK, size)
         return storage.write_array(target, parts, self.dtype)
 
     @property
@@ -313,6 +330,7 @@ class Tokenizer:
 
     def _forget(self) -> None:
         """Empties the memos."""
+        self._encoder: fast.Encoder | None = None
         self._words = Memo(self._encode_word, _MEMO_SIZE)
         self._chunks = Memo(self._encode_chunk, _MEMO_SIZE)
 
@@ -325,21 +343,53 @@ class Tokenizer:
 
     def _encode(self, text: str) -> bytes:
         """Ids of ordinary text, four bytes each: joining bytes is faster than collecting integers."""
+        if encoder := self._fast_encoder(len(text)):
+            return encoder.encode(text.encode()).tobytes()
         cut = self._pretokenizer
         word, chunk = self._words.__getitem__, self._chunks.__getitem__
         return b"".join(
-            b"".join(map(word, cut.ascii_pretokens(block)) if block.isascii() else map(chunk, cut.chunks(block)))
+            b"".join(
+                map(word, cut.ascii_pretokens(block)) if block.isascii() else map(chunk, cut.chunks(block))
+            )
             for block in cut.blocks(text)
         )
 
     def _streamed(
-        self, chunks: Iterable[str], allowed_special: Specials, disallowed_special: Specials, block: int
+        self,
+        chunks: Iterable[str],
+        allowed_special: Specials,
+        disallowed_special: Specials,
+        block: int,
+        size: int = 0,
     ) -> Iterator[bytes]:
+        """Ids of a stream, four bytes each. size: of the whole text, roughly, as far as it is known."""
         allowed, disallowed = self._resolve_specials(allowed_special, disallowed_special)
         if disallowed:
             chunks = self._refusing(chunks, disallowed)
+        if encoder := self._fast_encoder(size):
+            encoded = (chunk.encode() for chunk in without_surrogates(chunks))
+            for ids in encoder.encode_stream(encoded, self._special_bytes(allowed)):
+                yield ids.tobytes()
+            return
         for part, is_special in segments(chunks, self._pretokenizer, allowed, block):
             yield array("I", [self.special_tokens[part]]).tobytes() if is_special else self._encode(part)
+
+    def _fast_encoder(self, size: int) -> "fast.Encoder | None":
+        """The compiled encoder if it is to encode a text of so many characters; None if the memos are."""
+        if self.implementation == "python":
+            return None
+        if self._encoder is None:
+            name = self._pretokenizer.name
+            if self.implementation == "auto" and not fast.worthwhile(name, size):
+                return None
+            kind = fast.kind_of(name)
+            assert kind is not None  # checked in __init__ or by `worthwhile`
+            merges = [(*pair, made) for pair, made in zip(self._ranks, self._made, strict=True)]
+            self._encoder = fast.Encoder(self._byte_ids, merges, kind)
+        return self._encoder if self.implementation == "numba" or size >= _REPAYS_A_CALL else None
+
+    def _special_bytes(self, specials: Iterable[str]) -> dict[bytes, int]:
+        return {special.encode(): self.special_tokens[special] for special in specials}
 
     def _resolve_specials(
         self, allowed: Specials, disallowed: Specials

@@ -11,24 +11,21 @@ Sennrich, Haddow and Birch (2016), section 3.2, for BPE on words; Radford et al.
 import heapq
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from tqdm.auto import tqdm
 
+from lmlib.tokenization import fast
 from lmlib.tokenization.counting import Source, count_pretokens, sources_of
 from lmlib.tokenization.merging import Pair
 from lmlib.tokenization.patterns import pretokenizer
-from lmlib.tokenization.tokenizer import Tokenizer, check_specials
+from lmlib.tokenization.tokenizer import Implementation, Tokenizer, check_specials
 
 Merge = tuple[bytes, bytes]
-Implementation = Literal["auto", "python", "numba"]
-
-# Bytes of text from which compiled code repays its compilation (some 15 s if it is not in Numba's cache).
-_WORTH_COMPILING = 64_000_000
 
 _INVERTED = bytes(255 - byte for byte in range(256))
 
@@ -50,8 +47,8 @@ def train_bpe(
     special_tokens: they separate documents inside a text and are never part of a merge.
     pattern: pre-tokenization, a name of `PATTERNS` or a regular expression for `regex`.
     n_workers: processes that count (threads if the implementation is "numba").
-    implementation: "python", "numba" (same result; fails where Numba is not installed), or "auto": Numba if it
-        is installed, knows the pattern, and the corpus is so large that compiling does not matter.
+    implementation: "python", "numba" (same result; patterns "gpt2" and "cl100k"), or "auto": Numba where it is
+        installed and the corpus so large that loading it (or compiling, once) does not matter.
     progress: show progress bars for what takes over two seconds; by default unless the environment says CI.
 
     The most frequent pair is merged first; of equally frequent ones the lexicographically greatest pair of byte
@@ -68,19 +65,26 @@ def train_bpe(
         )
     if not isinstance(n_workers, int) or n_workers < 1:
         raise ValueError(f"n_workers must be an integer of at least 1, got {n_workers!r}")
-    if implementation not in ("auto", "python", "numba"):
-        raise ValueError(f'implementation must be "auto", "python" or "numba", got {implementation!r}')
-    pretokenizer(pattern)  # refuses a bad pattern before anything is read
+    name = pretokenizer(pattern).name  # refuses a bad pattern before anything is read
+    fast.check(implementation, name)
     sources: Iterable[Source] = sources_of(corpus)
     if not isinstance(corpus, Iterable) or isinstance(corpus, str | os.PathLike | Sequence):
         sources = list(sources)
     show = "CI" not in os.environ and "LMLIB_BOOK_BUILD" not in os.environ if progress is None else progress
-    words = _count(sources, pattern, specials, n_workers, show)
+    sizes = _sizes(sources)
+    compiled = implementation == "numba" or (implementation == "auto" and fast.worthwhile(name, sum(sizes)))
+    with _bar(show, sum(sizes) or None, "counting", "B") as bar:
+        words: Any = (
+            _count_fast(sources, name, specials, n_workers, bar.update)
+            if compiled
+            else _count(sources, pattern, specials, n_workers, bar.update)
+        )
     if not words:
         raise ValueError(f"the corpus is empty: {corpus!r:.200} holds no text besides special tokens")
     n_merges = vocab_size - least
     with _bar(show, n_merges, "merges", "merge") as bar:
-        merges = learn_merges(words, n_merges, lambda n: bar.update(n - bar.n))
+        learn = fast.train if compiled else learn_merges
+        merges = learn(words, n_merges, lambda n: bar.update(n - bar.n))
     if len(merges) < n_merges:
         warnings.warn(
             f"the corpus has no pair left to merge after {len(merges)} merges: the vocabulary has "
@@ -189,19 +193,35 @@ def _descending(token: bytes) -> str:
     return token.translate(_INVERTED).decode("latin-1") + "\u0100"
 
 
+def _sizes(sources: Iterable[Source]) -> list[int]:
+    """Characters of the texts and bytes of the files, if looking does not use up the sources."""
+    if not isinstance(sources, list):
+        return []
+    return [len(source) if isinstance(source, str) else Path(source).stat().st_size for source in sources]
+
+
 def _count(
-    sources: Iterable[Source], pattern: str, specials: list[str], n_workers: int, show: bool
+    sources: Iterable[Source],
+    pattern: str,
+    specials: list[str],
+    n_workers: int,
+    advance: Callable[[int], object],
 ) -> dict[bytes, int]:
-    sizes = (
-        [len(s) if isinstance(s, str) else Path(s).stat().st_size for s in sources]
-        if isinstance(sources, list)
-        else []
-    )
-    with _bar(show, sum(sizes) or None, "counting", "B") as bar:
-        counts: Counter[str] = count_pretokens(
-            sources, pattern, specials, n_workers=n_workers, advance=bar.update
-        )
+    counts = count_pretokens(sources, pattern, specials, n_workers=n_workers, advance=advance)
     return {word.encode(): n for word, n in counts.items()}
+
+
+def _count_fast(
+    sources: Iterable[Source],
+    name: str,
+    specials: list[str],
+    n_workers: int,
+    advance: Callable[[int], object],
+) -> "fast.WordCounts":
+    kind = fast.kind_of(name)
+    assert kind is not None  # `fast.check` and `fast.worthwhile` let no other pattern pass
+    files_as_paths = (source if isinstance(source, str) else Path(source) for source in sources)
+    return fast.count_words(files_as_paths, kind, specials, n_workers=n_workers, advance=advance)
 
 
 def _bar(show: bool, total: int | None, label: str, unit: str) -> "tqdm[None]":

@@ -25,6 +25,7 @@ __all__ = [
     "Encoder",
     "WordCounts",
     "available",
+    "check",
     "compile_kernels",
     "count_words",
     "is_compiled",
@@ -49,6 +50,19 @@ def available() -> bool:
 def kind_of(pattern: str) -> int | None:
     """The scanner's number for a pattern's name; None if it knows the pattern not."""
     return _KINDS.get(pattern)
+
+
+def check(implementation: str, pattern: str) -> None:
+    """Refuses an implementation that does not exist, or that can't be had for this pattern or here.
+
+    Raises ValueError, or ImportError if Numba is asked for and not installed.
+    """
+    if implementation not in ("auto", "python", "numba"):
+        raise ValueError(f'implementation must be "auto", "python" or "numba", got {implementation!r}')
+    if implementation == "numba" and kind_of(pattern) is None:
+        raise ValueError(f'implementation "numba" knows the patterns {sorted(_KINDS)}, got {pattern!r}')
+    if implementation == "numba" and not available():
+        raise ImportError('implementation "numba" needs Numba (pip install numba); use "auto" or "python"')
 
 
 def worthwhile(pattern: str, n_bytes: int) -> bool:

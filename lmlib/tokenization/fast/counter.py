@@ -22,7 +22,7 @@ import numpy as np
 import regex
 from numba import njit
 
-from lmlib.tokenization.stream import replace_surrogates
+from lmlib.tokenization.stream import utf8
 
 from .blocks import SpecialTokens
 from .classes import code_point_classes
@@ -182,11 +182,7 @@ class _Counter:
 
     def count_text(self, text: str) -> None:
         """Count a whole text; lone surrogates count as U+FFFD."""
-        try:
-            data = text.encode()
-        except UnicodeEncodeError:
-            data = replace_surrogates(text).encode()
-        self.count(np.frombuffer(data, dtype=np.uint8), final=True, offset=0)
+        self.count(np.frombuffer(utf8(text), dtype=np.uint8), final=True, offset=0)
 
     def absorb(self, other: WordCounts) -> None:
         """Add another counter's words."""

@@ -324,7 +324,7 @@ def merge_kernel(
 
 
 def train(
-    words: WordCounts, n_merges: int, progress: Callable[[int], None] | None = None
+    words: WordCounts, n_merges: int, progress: Callable[[int], object] | None = None
 ) -> list[tuple[bytes, bytes]]:
     """Up to n_merges merges, in order, as pairs of byte strings; fewer when no pair is left.
 
