@@ -11,6 +11,7 @@ from typing import Any
 _PLACES = {
     "Document": "document",
     "MicroWorld": "microworld",
+    "load": "sources",
     "micro_world": "microworld",
 }
 
