@@ -212,7 +212,7 @@ def _price_plot(sizes: Sequence[int], prices: dict[int, dict[str, Any]], vocab_s
             },
         ],
         {
-            "xaxis": {"type": "log", "title": {"text": "Vocabulary size (tokens)"}},
+            "xaxis": {"type": "log", "dtick": 1, "title": {"text": "Vocabulary size (tokens)"}},
             "yaxis": {
                 "rangemode": "tozero",
                 "title": {"text": "Forward FLOPs per byte"},
