@@ -25,7 +25,8 @@ PYODIDE = ROOT / "book" / "node_modules" / "pyodide"
 PRICE, MERGE, VIEW = (f"tokenization/{what}" for what in ("vocabulary-size", "merge-steps", "token-view"))
 SLACK = 4  # the machine that tests may be busy; the page says 50 ms, 150 ms with its plot, 6 s to be ready
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Widgets</title>
-<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width"><link rel="stylesheet" href="_static/live/live.css">
+<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width">
+<link rel="stylesheet" href="_static/live/live.css">
 <style>body {{ font-family: sans-serif; margin: 8px }}</style>
 <script defer src="_static/live/live.js"></script><main>{}</main></html>"""
 
@@ -66,7 +67,7 @@ Visit = Callable[..., Any]
 
 @pytest.fixture
 def visit(browser: Any, live_url: str) -> Iterator[Visit]:
-    """Opens a widget's page and waits until it is alive; afterwards no request has left, no error was logged."""
+    """Opens a widget's page, waits until it is alive; in the end no request has left, no error is logged."""
     said: list[str] = []
     asked: list[str] = []
     contexts: list[Any] = []
@@ -134,7 +135,9 @@ def test_page_and_python_agree_on_random_inputs(visit: Visit, name: str, n_input
     answers = page.evaluate(
         """async ([url, name, entries]) => {
             const worker = new Worker(url, {type: "module"}), answers = [];
-            const reply = () => new Promise(ok => worker.onmessage = ({data}) => { if (!data.started) ok(data); });
+            const reply = () => new Promise(ok => {
+                worker.onmessage = ({data}) => { if (!data.started) ok(data); };
+            });
             await reply();
             for (const [id, entry] of entries.entries()) {
                 const waiting = reply();

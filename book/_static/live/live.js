@@ -7,7 +7,7 @@
   const AS_FILE = location.protocol === "file:";
   const SERVE = "This page was opened as a file, where browsers run no Python. Serve the book's folder " +
     "(`make serve`, or `python -m http.server` inside it) and the answer follows what you enter.";
-  const CHECK_SECONDS = 10;
+  const CHECK_SECONDS = 10, START_SECONDS = 120;
 
   /* ---------------------------------------------------------------- helpers */
 
@@ -60,6 +60,7 @@
       return this.#ready ??= new Promise((ok, no) => {
         const began = performance.now();
         this.#worker = new Worker(new URL("worker.js", here), {type: "module"});
+        setTimeout(() => no(new Error(`nothing came within ${START_SECONDS} seconds`)), START_SECONDS * 1000);
         this.#worker.onerror = event => no(new Error(event.message || "the worker did not load"));
         this.#worker.onmessage = ({data}) => {
           if (data.ready) {
