@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lmlib.resources.model import MLP, Attention, LatentAttention, Layer, Model, MoE
-from lmlib.resources.units import ArgumentError
+from lmlib.resources.model import LARGEST_LAYERS, MLP, Attention, LatentAttention, Layer, Model, MoE
+from lmlib.resources.units import ArgumentError, check_integer
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -43,6 +43,10 @@ class _Keys:
             raise ArgumentError(names[0], f"is missing from this {self.config['model_type']} configuration")
         self.assumed.append(f"{names[0]} = {default}: {why or self._because()}")
         return default
+
+    def layers(self, name: str) -> int:
+        """The number of layers, bounded before a list of that length is made."""
+        return check_integer(name, self.integer(name), 1, LARGEST_LAYERS)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.config.get(name)
@@ -134,7 +138,7 @@ def _gpt2(keys: _Keys) -> Model:
     positions = keys.integer("n_positions", "max_position_embeddings")
     return _build(
         keys,
-        [layer] * keys.integer("n_layer"),
+        [layer] * keys.layers("n_layer"),
         tied=True,
         norm="layernorm",
         d_model=d_model,
@@ -154,7 +158,7 @@ def _gpt_neox(keys: _Keys) -> Model:
         activation=keys.activation("hidden_act", "gelu"),
     )
     layer = Layer(attention, mlp, parallel=keys.flag("use_parallel_residual", True))
-    return _build(keys, [layer] * keys.integer("num_hidden_layers"), tied=False, norm="layernorm")
+    return _build(keys, [layer] * keys.layers("num_hidden_layers"), tied=False, norm="layernorm")
 
 
 def _phi(keys: _Keys) -> Model:
@@ -169,7 +173,7 @@ def _phi(keys: _Keys) -> Model:
         activation=keys.activation("hidden_act", "gelu_new"),
     )
     layer = Layer(attention, mlp, norms=1, parallel=True)
-    layers = [layer] * keys.integer("num_hidden_layers")
+    layers = [layer] * keys.layers("num_hidden_layers")
     return _build(keys, layers, tied=False, norm="layernorm", head_bias=True)
 
 
@@ -182,7 +186,7 @@ def _llama(keys: _Keys) -> Model:
         bias=keys.flag("mlp_bias", False),
         activation=keys.activation("hidden_act", "silu"),
     )
-    return _build(keys, [Layer(attention, mlp)] * keys.integer("num_hidden_layers"), tied=False)
+    return _build(keys, [Layer(attention, mlp)] * keys.layers("num_hidden_layers"), tied=False)
 
 
 def _window_everywhere(keys: _Keys) -> int | None:
@@ -197,7 +201,7 @@ def _mistral(keys: _Keys) -> Model:
         raise ArgumentError("sliding_window", "is missing from this mistral configuration (null for none)")
     attention = Attention(n_heads, n_kv_heads, head_dim, window=_window_everywhere(keys))
     mlp = MLP(keys.integer("intermediate_size"), activation=keys.activation("hidden_act", "silu"))
-    return _build(keys, [Layer(attention, mlp)] * keys.integer("num_hidden_layers"), tied=False)
+    return _build(keys, [Layer(attention, mlp)] * keys.layers("num_hidden_layers"), tied=False)
 
 
 def _mixtral(keys: _Keys) -> Model:
@@ -209,7 +213,7 @@ def _mixtral(keys: _Keys) -> Model:
         keys.integer("intermediate_size"),
         activation=keys.activation("hidden_act", "silu"),
     )
-    return _build(keys, [Layer(attention, moe)] * keys.integer("num_hidden_layers"), tied=False)
+    return _build(keys, [Layer(attention, moe)] * keys.layers("num_hidden_layers"), tied=False)
 
 
 def _phi3(keys: _Keys) -> Model:
@@ -217,7 +221,7 @@ def _phi3(keys: _Keys) -> Model:
     window = _window_everywhere(keys)
     attention = Attention(n_heads, n_kv_heads, head_dim, window=window, fused_qkv=True)
     mlp = MLP(keys.integer("intermediate_size"), activation=keys.activation("hidden_act", "silu"))
-    return _build(keys, [Layer(attention, mlp)] * keys.integer("num_hidden_layers"), tied=False)
+    return _build(keys, [Layer(attention, mlp)] * keys.layers("num_hidden_layers"), tied=False)
 
 
 def _olmo2(keys: _Keys) -> Model:
@@ -225,7 +229,7 @@ def _olmo2(keys: _Keys) -> Model:
     bias = keys.flag("attention_bias", False)
     attention = Attention(n_heads, n_kv_heads, head_dim, qkv_bias=bias, out_bias=bias, qk_norm="width")
     mlp = MLP(keys.integer("intermediate_size"), activation=keys.activation("hidden_act", "silu"))
-    return _build(keys, [Layer(attention, mlp)] * keys.integer("num_hidden_layers"), tied=False)
+    return _build(keys, [Layer(attention, mlp)] * keys.layers("num_hidden_layers"), tied=False)
 
 
 def _qwen_windows(keys: _Keys, n_layers: int) -> list[int | None]:
@@ -238,7 +242,7 @@ def _qwen_windows(keys: _Keys, n_layers: int) -> list[int | None]:
 
 def _qwen_dense(keys: _Keys, attention: Attention) -> Model:
     mlp = MLP(keys.integer("intermediate_size"), activation=keys.activation("hidden_act", "silu"))
-    windows = _qwen_windows(keys, keys.integer("num_hidden_layers"))
+    windows = _qwen_windows(keys, keys.layers("num_hidden_layers"))
     return _build(keys, _with_windows(Layer(attention, mlp), windows), tied=False)
 
 
@@ -273,7 +277,7 @@ def _mixed_experts(keys: _Keys, dense: Layer, sparse: Layer, n_layers: int) -> l
 def _qwen_moe(keys: _Keys, attention: Attention, moe: MoE) -> Model:
     if keys.flag("use_sliding_window", False):
         raise ArgumentError("use_sliding_window", f"true is not supported for {keys.config['model_type']}")
-    n_layers = keys.integer("num_hidden_layers")
+    n_layers = keys.layers("num_hidden_layers")
     mlp = MLP(keys.integer("intermediate_size"), activation=moe.activation)
     layers = _mixed_experts(keys, Layer(attention, mlp), Layer(attention, moe), n_layers)
     return _build(keys, layers, tied=False)
@@ -314,19 +318,19 @@ def _gemma_layer(keys: _Keys, activation: str, norms: int, qk_norm: str) -> Laye
 
 def _gemma(keys: _Keys) -> Model:
     layer = _gemma_layer(keys, "hidden_act", norms=2, qk_norm="none")
-    return _build(keys, [layer] * keys.integer("num_hidden_layers"), tied=True)
+    return _build(keys, [layer] * keys.layers("num_hidden_layers"), tied=True)
 
 
 def _gemma2(keys: _Keys) -> Model:
     layer = _gemma_layer(keys, "hidden_activation", norms=4, qk_norm="none")
-    windows = _windows(keys, keys.integer("num_hidden_layers"), lambda i: i % 2 == 0)
+    windows = _windows(keys, keys.layers("num_hidden_layers"), lambda i: i % 2 == 0)
     return _build(keys, _with_windows(layer, windows), tied=True)
 
 
 def _gemma3(keys: _Keys) -> Model:
     layer = _gemma_layer(keys, "hidden_activation", norms=4, qk_norm="head")
     period = keys.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
-    windows = _windows(keys, keys.integer("num_hidden_layers"), lambda i: (i + 1) % max(period, 1) != 0)
+    windows = _windows(keys, keys.layers("num_hidden_layers"), lambda i: (i + 1) % max(period, 1) != 0)
     return _build(keys, _with_windows(layer, windows), tied=True)
 
 
@@ -341,7 +345,7 @@ def _gpt_oss(keys: _Keys) -> Model:
         bias=True,
         activation="clipped_swiglu",
     )
-    windows = _windows(keys, keys.integer("num_hidden_layers"), lambda i: i % 2 == 0)
+    windows = _windows(keys, keys.layers("num_hidden_layers"), lambda i: i % 2 == 0)
     return _build(keys, _with_windows(Layer(attention, moe), windows), tied=False)
 
 
@@ -371,7 +375,7 @@ def _deepseek(keys: _Keys) -> Model:
         activation=activation,
     )
     dense = Layer(attention, MLP(keys.integer("intermediate_size"), activation=activation))
-    n_layers, n_dense = keys.integer("num_hidden_layers"), keys.integer("first_k_dense_replace")
+    n_layers, n_dense = keys.layers("num_hidden_layers"), keys.integer("first_k_dense_replace")
     layers = [dense] * min(n_dense, n_layers) + [Layer(attention, moe)] * max(n_layers - n_dense, 0)
     extra = keys.integer("num_nextn_predict_layers", "num_mtp_layers", default=0) if v3 else 0
     return _build(keys, layers, tied=False, next_n_predict_layers=extra)
