@@ -134,7 +134,15 @@ def _template() -> go.layout.Template:
             "colorscale": {"sequential": "Cividis", "diverging": "RdBu"},
             "font": {"family": "system-ui, sans-serif", "size": 14, "color": INK},
             "title": {"x": 0, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 16}},
-            "legend": {"orientation": "h", "x": 0, "y": -0.24, "xanchor": "left", "yanchor": "top"},
+            # Below the axis title, however tall the tick labels are.
+            "legend": {
+                "orientation": "h",
+                "x": 0,
+                "xanchor": "left",
+                "yref": "container",
+                "y": 0,
+                "yanchor": "bottom",
+            },
             "margin": {"l": 60, "r": 20, "t": 48, "b": 60},
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
