@@ -13,15 +13,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmlib.tokenization import naive, patterns
+    from lmlib.tokenization import alternatives, dropout, fast, formats, naive, patterns
     from lmlib.tokenization.patterns import PATTERNS
     from lmlib.tokenization.tokenizer import Tokenizer
     from lmlib.tokenization.trainer import train_bpe
 
 _HOME = {"PATTERNS": "patterns", "Tokenizer": "tokenizer", "train_bpe": "trainer"}
-_MODULES = ("naive", "patterns")
+_MODULES = ("alternatives", "dropout", "fast", "formats", "naive", "patterns")
 
-__all__ = ["PATTERNS", "Tokenizer", "naive", "patterns", "train_bpe"]
+__all__ = [
+    "PATTERNS",
+    "Tokenizer",
+    "alternatives",
+    "dropout",
+    "fast",
+    "formats",
+    "naive",
+    "patterns",
+    "train_bpe",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
-"""Counting the pretokens of a corpus: in one process or several, in memory that the corpus's size does not move.
+"""Counting the pretokens of a corpus: in one process or several, in memory that its size does not move.
 
 A corpus is texts, files, or both. Every text and every file is a document of its own, and special tokens
-separate documents inside them, so no token is ever learned across those borders. Large files are handed to the
-workers as byte ranges that begin at a special token (or at a safe cut where none is near), and each worker
-reads its range itself.
+separate documents inside them, so no token is ever learned across those borders. Large files are handed to
+the workers as byte ranges that begin at a special token (or at a safe cut where none is near), and each
+worker reads its range itself.
 """
 
 import os
@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 from lmlib.tokenization.patterns import pretokenizer
@@ -31,7 +31,7 @@ _ASCII_CUT = re.compile(rb"(?<=[A-Za-z0-9]) ")  # a safe cut in every pattern of
 
 
 def sources_of(corpus: Source | Iterable[Source]) -> Iterable[Source]:
-    """The corpus as an iterable of texts (str) and files (Path). Raises ValueError for a file named by a str."""
+    """The corpus as texts (str) and files (Path). Raises ValueError for a file that is named by a str."""
     if isinstance(corpus, str | os.PathLike):
         corpus = [corpus]
     return map(_checked, corpus)
@@ -81,8 +81,8 @@ def count_part(
 ) -> Counter[str]:
     """Adds the pretokens of one part of a corpus to `counts` (or to a new one) and returns it.
 
-    Chunks are counted first and broken into pretokens afterwards, each distinct one only once: `patterns` says
-    why that changes nothing.
+    Where a text is not all ASCII its chunks are counted first and broken into pretokens afterwards, each
+    distinct one only once: `patterns` says why that changes nothing.
     """
     counts = Counter() if counts is None else counts
     cut = pretokenizer(pattern)
@@ -125,7 +125,7 @@ def _parts(
         size = Path(source).stat().st_size
         wanted = size if n_workers == 1 else min(max(size // (4 * n_workers), _SMALLEST_PART), largest)
         borders = _borders(Path(source), size, max(wanted, 1), specials, pretokenizer(pattern).can_cut)
-        for start, end in zip(borders, borders[1:], strict=False):
+        for start, end in pairwise(borders):
             yield Path(source), start, end
     if texts:
         yield texts

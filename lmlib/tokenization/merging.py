@@ -1,8 +1,8 @@
 """Applying trained merges to one pretoken: always the merge learned first, and of equals the leftmost.
 
-Two ways with equal results. Short pretokens (nearly all) keep the rank of every adjacent pair in a list, whose
-minimum C finds quickly; that is quadratic in the length. Long ones use a heap over a linked list, n log n, so
-that a megabyte without a single space costs seconds and not days.
+Two ways with equal results. Short pretokens (nearly all) keep the rank of every adjacent pair in a list,
+whose minimum C finds quickly; that is quadratic in the length. Long ones use a heap over a linked list,
+n log n, so that a megabyte without a single space costs seconds and not days.
 """
 
 import heapq

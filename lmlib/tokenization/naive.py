@@ -1,9 +1,9 @@
 """Byte-level BPE in its plainest form: nothing but the standard library, and nothing but the idea.
 
 A text is cut into pretokens, a pretoken is its UTF-8 bytes, and training asks again and again: which two
-neighbours stand together most often? That pair becomes one new token. Encoding repeats the merges in the order
-in which they were learned. Everything is recounted at every step, so this is the lesson and not the tool: that is
-`lmlib.tokenization.train_bpe`, which learns the same merges.
+neighbours stand together most often? That pair becomes one new token. Encoding repeats the merges in the
+order in which they were learned. Everything is recounted at every step, so this is the lesson and not the
+tool: that is `lmlib.tokenization.train_bpe`, which learns the same merges.
 
 Sennrich, Haddow and Birch (2016), algorithm 1; on bytes: Radford et al. (2019), section 2.2.
 """
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 Pair = tuple[int, int]
 
@@ -41,7 +42,7 @@ def gpt2_pattern() -> "re.Pattern[str]":
 
 @lru_cache(maxsize=8)
 def unicode_class(category: str) -> str:
-    """All characters of a Unicode category ("L": letters, "N": numbers) as ranges for a regular expression."""
+    """All characters of a Unicode category ("L": letters, "N": numbers) as ranges for `re`."""
     ranges: list[list[int]] = []
     for code in range(sys.maxunicode + 1):
         if unicodedata.category(chr(code)).startswith(category):
@@ -56,7 +57,7 @@ def count_pairs(words: Mapping[tuple[int, ...], int]) -> Counter[Pair]:
     """How often each two ids stand side by side, in words (tuples of ids) that occur so many times each."""
     pairs: Counter[Pair] = Counter()
     for word, count in words.items():
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pairs[pair] += count
     return pairs
 
@@ -95,7 +96,9 @@ def train(
     specials = list(special_tokens)
     n_merges = vocab_size - 256 - len(specials)
     if n_merges < 0:
-        raise ValueError(f"vocab_size is {vocab_size}, but 256 bytes and {len(specials)} special tokens need more")
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but 256 bytes and {len(specials)} special tokens need more"
+        )
     documents = re.split("|".join(map(re.escape, specials)), text) if specials else [text]
     words = Counter(tuple(word.encode()) for document in documents for word in pretokenize(document))
     vocab = {byte: bytes([byte]) for byte in range(256)}
@@ -117,7 +120,7 @@ def encode(text: str, merges: Sequence[Pair]) -> list[int]:
     for word in pretokenize(text):
         tokens = list(word.encode())
         while len(tokens) > 1:
-            pair = min(zip(tokens, tokens[1:], strict=False), key=lambda p: new_ids.get(p, sys.maxsize))
+            pair = min(pairwise(tokens), key=lambda p: new_ids.get(p, sys.maxsize))
             if pair not in new_ids:
                 break
             tokens = merge(tokens, pair, new_ids[pair])

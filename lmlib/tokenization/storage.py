@@ -20,7 +20,7 @@ Parts = tuple[dict[int, bytes], list[tuple[bytes, bytes]], dict[str, int], str]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes `path`'s place at the end, all at once; if anything fails, nothing has changed."""
+    """A new file that takes `path`'s place at the end, at once; if anything fails, nothing has changed."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -53,7 +53,7 @@ def save(
     special_tokens: Mapping[str, int],
     pattern: str,
 ) -> None:
-    """Writes the JSON file that `load` reads. Bytes are written as the characters of the same number (latin-1)."""
+    """Writes the JSON file that `load` reads; a byte is written as the character of its number (latin-1)."""
     special_ids = set(special_tokens.values())
     ordinary = {id_: token for id_, token in vocab.items() if id_ not in special_ids}
     ids = {token: id_ for id_, token in ordinary.items()}
@@ -102,7 +102,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_array(path: str | os.PathLike[str], parts: Iterable[bytes], dtype: "np.dtype") -> int:
-    """Writes ids (uint32 in `parts`, `dtype` in the file) into a .npy file, all or nothing; returns how many."""
+    """Writes ids (uint32 in `parts`) as `dtype` into a .npy file, all or nothing; returns how many."""
     import numpy as np
 
     with replacing(Path(path)) as file:

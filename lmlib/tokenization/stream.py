@@ -1,8 +1,8 @@
 """Text that arrives in chunks, cut where the cut cannot change a token.
 
-Three things may straddle a chunk's border: a UTF-8 sequence, a special token, and a pretoken. Each is held back
-until what follows has decided it, so the result does not depend on the chunks, and no more is held than one
-block of text or one pretoken, whichever is longer.
+Three things may straddle a chunk's border: a UTF-8 sequence, a special token, and a pretoken. Each is held
+back until what follows has decided it, so the result does not depend on the chunks, and no more is held than
+one block of text or one pretoken, whichever is longer.
 """
 
 import codecs
@@ -35,7 +35,7 @@ def split_specials(text: str, find: "re.Pattern[str] | None") -> Iterator[tuple[
 
 
 def replace_surrogates(text: str) -> str:
-    """Text that UTF-8 can carry: surrogate pairs joined, each lone surrogate replaced by U+FFFD (as tiktoken)."""
+    """Text that UTF-8 can carry: surrogate pairs joined, lone surrogates replaced by U+FFFD (as tiktoken)."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -60,7 +60,7 @@ def segments(
     find, longest = special_finder(specials), max(map(len, specials), default=1)
     source, held, finished = without_surrogates(chunks), "", False
     while not finished:
-        # At least as much again as is held, so that text without a cut is looked at a constant number of times.
+        # At least as much again as is held, so that text without a cut is looked at only a few times.
         fresh, finished = _take(source, max(block, len(held)))
         text = held + fresh
         # A special token that begins before `known` would be visible as a whole.

@@ -1,8 +1,8 @@
 """The byte-level BPE tokenizer that people use: exact, streaming, and without a slow path.
 
-Encoding goes through three steps, each remembered, because language repeats itself: a chunk between two safe
-cuts (`patterns`), a pretoken of it, the merges of that (`merging`). The memos are bounded; they change the time
-and never the result.
+Encoding cuts a text into pretokens (`patterns`) and applies the merges to each (`merging`). What a pretoken,
+or a chunk of several, came to is remembered, because language repeats itself. The memos are bounded; they
+change the time and never the result.
 """
 
 import codecs
@@ -11,6 +11,7 @@ import os
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from lmlib.tokenization import fast, storage
@@ -69,9 +70,9 @@ class Tokenizer:
     implementation: "python", "numba" (the same ids, faster; patterns "gpt2" and "cl100k"), or "auto": Numba
         where it is installed and the text so large that loading it does not matter.
 
-    Raises ImportError for "numba" where Numba is not installed, and ValueError for a missing byte, a repeated
-    token, a merge whose parts or result `vocab` lacks, an empty or repeated special token, two tokens with one
-    id, or an implementation that does not exist for the pattern.
+    Raises ImportError for "numba" where Numba is not installed, and ValueError for a missing byte, a
+    repeated token, a merge whose parts or result `vocab` lacks, an empty or repeated special token, two
+    tokens with one id, or an implementation that does not exist for the pattern.
     """
 
     def __init__(
@@ -140,13 +141,34 @@ class Tokenizer:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tokenizer):
             return NotImplemented
-        return self.__reduce__() == other.__reduce__()
+        return self._identity() == other._identity()
 
     def __hash__(self) -> int:
         return hash((self.pattern, len(self._bytes), self._merges))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.vocab, self._merges, self.special_tokens, self.pattern)
+        return _rebuild, (*self._identity(), self.implementation)
+
+    def _identity(self) -> tuple[Any, ...]:
+        return self.vocab, self._merges, self.special_tokens, self.pattern
+
+    @property
+    def pair_ranks(self) -> Mapping[Pair, int]:
+        """Pair of ids -> rank of their merge: 0 for the one learned first."""
+        return MappingProxyType(self._ranks)
+
+    @property
+    def merged_ids(self) -> Sequence[int]:
+        """Rank of a merge -> id of the token that it makes."""
+        return self._made
+
+    def pretokens(self, text: str) -> list[str]:
+        """The pieces of a text that are merged apart, in order. They join to the text again."""
+        return self._pretokenizer.pretokens(text)
+
+    def byte_ids(self, data: bytes) -> list[int]:
+        """The ids of single bytes: what a pretoken is before any merge."""
+        return list(map(self._byte_ids.__getitem__, data))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token. Raises ValueError if there is no such id."""
@@ -219,8 +241,9 @@ class Tokenizer:
     ) -> Iterator[int]:
         """Token ids of a text that arrives in chunks, or of an open text file, one at a time.
 
-        The ids are those of the whole text, wherever the chunks end, be it inside a word, a special token or a
-        surrogate pair. Memory is constant: one block of text, or the longest single pretoken.
+        The ids are those of the whole text, wherever the chunks end, be it inside a word, a special token or
+        a surrogate pair. Memory is constant: one block of text, or the longest single pretoken. (With a
+        custom pattern, one document: nothing is known there about where a text may be cut.)
         """
         for part in self._streamed(_chunks_of(chunks), allowed_special, disallowed_special, BLOCK):
             yield from _unpack(part)
@@ -277,8 +300,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """The text of the tokens.
 
-        errors: what to do with bytes that are not UTF-8, as part of a character is not: "replace" puts U+FFFD,
-            "strict" raises UnicodeDecodeError, "ignore" drops them.
+        errors: what to do with bytes that are not UTF-8, as part of a character is not: "replace" puts
+            U+FFFD, "strict" raises UnicodeDecodeError, "ignore" drops them.
         """
         return self.decode_bytes(ids).decode("utf-8", errors)
 
@@ -310,13 +333,14 @@ class Tokenizer:
         missing = [byte for byte in range(256) if bytes([byte]) not in self._ids]
         if missing:
             raise ValueError(
-                f"the vocabulary lacks {len(missing)} of the 256 single bytes, the first is 0x{missing[0]:02x}; "
+                f"the vocabulary lacks {len(missing)} of the 256 single bytes, first 0x{missing[0]:02x}; "
                 "byte-level BPE needs them all (is the vocabulary truncated?)"
             )
         return [self._ids[bytes([byte])] for byte in range(256)]
 
     def _index_merges(self) -> tuple[dict[Pair, int], list[int]]:
-        ids, ranks, made = self._ids, {}, []
+        ids, made = self._ids, []
+        ranks: dict[Pair, int] = {}
         for rank, (left, right) in enumerate(self._merges):
             for part in (left, right, left + right):
                 if part not in ids:
@@ -335,7 +359,7 @@ class Tokenizer:
         self._chunks = Memo(self._encode_chunk, _MEMO_SIZE)
 
     def _encode_word(self, word: str) -> bytes:
-        ids = merge_ids(list(map(self._byte_ids.__getitem__, word.encode())), self._ranks, self._made)
+        ids = merge_ids(self.byte_ids(word.encode()), self._ranks, self._made)
         return array("I", ids).tobytes()
 
     def _encode_chunk(self, chunk: str) -> bytes:
@@ -411,8 +435,9 @@ class Tokenizer:
     def _refuse(self, text: str, disallowed: frozenset[str]) -> None:
         if disallowed and (found := self._finder(disallowed).search(text)):
             raise ValueError(
-                f"the text holds the special token {found.group()!r} at character {found.start()}; allow it with "
-                f"allowed_special={{{found.group()!r}}}, or encode it as ordinary text with disallowed_special=()"
+                f"the text holds the special token {found.group()!r} at character {found.start()}; allow it "
+                f"with allowed_special={{{found.group()!r}}}, or encode it as ordinary text with "
+                "disallowed_special=()"
             )
 
     def _refusing(self, chunks: Iterable[str], disallowed: frozenset[str]) -> Iterator[str]:
@@ -443,8 +468,9 @@ def _rebuild(
     merges: tuple[tuple[bytes, bytes], ...],
     special_tokens: dict[str, int],
     pattern: str,
+    implementation: Implementation,
 ) -> Tokenizer:
-    return Tokenizer(vocab, merges, special_tokens, pattern=pattern)
+    return Tokenizer(vocab, merges, special_tokens, pattern=pattern, implementation=implementation)
 
 
 def _index(value: Any, name: str = "token id", least: int | None = None) -> int:
@@ -458,7 +484,7 @@ def _index(value: Any, name: str = "token id", least: int | None = None) -> int:
 
 
 def check_specials(special_tokens: Iterable[str]) -> list[str]:
-    """The special tokens as a list. Raises ValueError for an empty or repeated one, TypeError for a non-string."""
+    """The special tokens as a list. Raises ValueError for an empty or repeated one, TypeError for others."""
     if isinstance(special_tokens, str):
         raise TypeError(f"special_tokens must be a collection of strings, got the string {special_tokens!r}")
     specials = list(special_tokens)

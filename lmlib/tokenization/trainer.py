@@ -1,11 +1,12 @@
 """Training byte-level BPE: count the pretokens once, then merge, touching only what a merge changes.
 
 The naive trainer (`naive.train`) recounts every pair after every merge. This one learns the same merges with
-three ideas: each distinct pretoken is kept once with its count; an index from pair to words finds the few words
-that a merge changes; and a heap of pairs, whose outdated entries are corrected when they come up, finds the next
-pair without looking at all of them.
+three ideas: each distinct pretoken is kept once with its count; an index from pair to words finds the few
+words that a merge changes; and a heap of pairs, whose outdated entries are corrected when they come up, finds
+the next pair without looking at all of them.
 
-Sennrich, Haddow and Birch (2016), section 3.2, for BPE on words; Radford et al. (2019), section 2.2, on bytes.
+Sennrich, Haddow and Birch (2016), section 3.2, for BPE on words; Radford et al. (2019), section 2.2, on
+bytes.
 """
 
 import heapq
@@ -47,21 +48,21 @@ def train_bpe(
     special_tokens: they separate documents inside a text and are never part of a merge.
     pattern: pre-tokenization, a name of `PATTERNS` or a regular expression for `regex`.
     n_workers: processes that count (threads if the implementation is "numba").
-    implementation: "python", "numba" (same result; patterns "gpt2" and "cl100k"), or "auto": Numba where it is
-        installed and the corpus so large that loading it (or compiling, once) does not matter.
+    implementation: "python", "numba" (same result; patterns "gpt2" and "cl100k"), or "auto": Numba where it
+        is installed and the corpus so large that loading it (or compiling, once) does not matter.
     progress: show progress bars for what takes over two seconds; by default unless the environment says CI.
 
-    The most frequent pair is merged first; of equally frequent ones the lexicographically greatest pair of byte
-    strings. If the corpus runs out of pairs the vocabulary stays smaller, with a warning. Raises ValueError for
-    an empty corpus, a vocab_size below 256 plus special tokens, an empty or repeated special token, a file that
-    is not UTF-8; OSError for a file that cannot be read.
+    The most frequent pair is merged first; of equally frequent ones the lexicographically greatest pair of
+    byte strings. If the corpus runs out of pairs the vocabulary stays smaller, with a warning. Raises
+    ValueError for an empty corpus, a vocab_size below 256 plus special tokens, an empty or repeated special
+    token, a file that is not UTF-8; OSError for a file that cannot be read.
     """
     specials = check_specials(special_tokens)
     least = 256 + len(specials)
     if not isinstance(vocab_size, int) or vocab_size < least:
         raise ValueError(
-            f"vocab_size must be an integer of at least {least} (256 bytes + {len(specials)} special tokens), "
-            f"got {vocab_size!r}"
+            f"vocab_size must be an integer of at least {least} (256 bytes + {len(specials)} special "
+            f"tokens), got {vocab_size!r}"
         )
     if not isinstance(n_workers, int) or n_workers < 1:
         raise ValueError(f"n_workers must be an integer of at least 1, got {n_workers!r}")
@@ -97,7 +98,7 @@ def train_bpe(
 def from_merges(
     merges: Sequence[Merge], special_tokens: Sequence[str] = (), pattern: str = "gpt2"
 ) -> Tokenizer:
-    """The tokenizer of these merges: ids 0..255 are the bytes, then the merges in order, then special tokens."""
+    """The tokenizer of these merges: ids 0..255 are the bytes, then the merges, then special tokens."""
     tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
     specials = {special: len(tokens) + number for number, special in enumerate(special_tokens)}
     return Tokenizer(dict(enumerate(tokens)), merges, specials, pattern=pattern)
@@ -159,7 +160,7 @@ def _merge_in_word(
     found_in: defaultdict[Pair, list[int]],
     fresh: set[Pair],
 ) -> None:
-    """Replaces left, right by new wherever they stand in the word, and corrects the counts of the neighbours."""
+    """Replaces left, right by new wherever they stand in the word; corrects the counts of the neighbours."""
     at = 0
     try:
         while True:
@@ -224,7 +225,7 @@ def _count_fast(
     return fast.count_words(files_as_paths, kind, specials, n_workers=n_workers, advance=advance)
 
 
-def _bar(show: bool, total: int | None, label: str, unit: str) -> "tqdm[None]":
+def _bar(show: bool, total: int | None, label: str, unit: str) -> Any:
     return tqdm(
         total=total, desc=label, unit=unit, unit_scale=unit == "B", delay=2, disable=not show, leave=False
     )

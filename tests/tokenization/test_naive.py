@@ -10,7 +10,10 @@ from lmlib.tokenization import naive
 from lmlib.tokenization.patterns import GPT2
 from lmlib.tokenization.trainer import from_merges, train_bpe
 
-TEXT = "low low low lower lowest newer wider. Don't we'll 12 345 \u00e9t\u00e9 \u4f60\u597d \U0001f600\n\n  two  spaces "
+TEXT = (
+    "low low low lower lowest newer wider. Don't we'll 12 345 "
+    "\u00e9t\u00e9 \u4f60\u597d \U0001f600\n\n  two  spaces "
+)
 
 
 def test_merges_of_the_classic_example() -> None:
@@ -58,7 +61,7 @@ def test_too_small_a_vocabulary_is_refused() -> None:
 
 def test_needs_only_the_standard_library() -> None:
     code = (
-        "import sys; import lmlib.tokenization; from lmlib.tokenization import naive; naive.train('aa aa', 257); "
+        "import sys; from lmlib.tokenization import naive; naive.train('aa aa', 257); "
         "print(sorted({'numpy', 'regex', 'torch', 'tqdm', 'numba'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
