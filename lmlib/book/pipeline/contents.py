@@ -16,8 +16,9 @@ GENERATED_PAGES = ("book/execution", "book/claims")
 """Pages that the pipeline writes into the staging tree."""
 
 _NUMBERED = re.compile(r"\d\d_(\w+)")
-# "| CPU, `quick` | 100 s | 1.5 GiB |": what a chapter's first cell says that it takes.
-_STATED = re.compile(r"`(quick|full)`.*?([\d.]+)\s*(s|minutes?)\b.*?([\d.]+)\s*GiB")
+# What a first cell says that its chapter takes: "**On CPU:** the code runs in at most 90 seconds and 2 GiB".
+_STATED = re.compile(r"\*\*On (CPU|GPU):\*\*[^*]*?([\d.]+) (second|minute)s?\b[^*]*?([\d.]+) GiB")
+_PROFILE_ON = {"CPU": "quick", "GPU": "full"}
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Chapter:
         """Per profile what the first cell says that the chapter takes: (seconds, GiB)."""
         first = "".join(settings.read_notebook(self.path)["cells"][0]["source"])
         found = {}
-        for profile, amount, unit, memory in _STATED.findall(first):
-            found[profile] = (float(amount) * (1 if unit == "s" else 60), float(memory))
+        for device, amount, unit, memory in _STATED.findall(first):
+            found[_PROFILE_ON[device]] = (float(amount) * (1 if unit == "second" else 60), float(memory))
         return found
 
 

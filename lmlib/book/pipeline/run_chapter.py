@@ -60,6 +60,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> bool:
             parameters=changed,
             engine_name="telling",
             kernel_name="python3",
+            language="python",
             progress_bar=False,
             cwd=str(source.parent),
         )
