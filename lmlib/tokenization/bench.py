@@ -4,7 +4,8 @@
 
 The texts are joined. Every measurement runs in a process of its own, so that caches are cold and peak memory
 is honest; the engines take turns, round by round. An interrupted run goes on where it stopped: raw samples
-are noted as they come, in `--work`. All results are compared: who encodes otherwise than the others is an error.
+are noted as they come, in `--work`. All results are compared: that one engine encodes otherwise than the
+others is an error.
 
 Sizes are those of the book's claims: training on 100 MB, encoding 10 and 100 MB that the vocabulary was not
 trained on, growth from 5 to 250 MB, five degenerate texts of 1 MB. `--quick` takes a twentieth of each.

@@ -188,8 +188,8 @@ def encode_gigatoken(job: dict[str, Any]) -> Result:
     return _time_encoding(job, tokenizer.encode)
 
 
-def _peak_memory() -> int:
-    """Peak resident bytes of this process and, on top, of its largest child for each that it had.
+def _peak_memory(workers: int) -> int:
+    """Peak resident bytes of this process and, on top, of its worker processes, each taken as the largest.
 
     Linux keeps the peak of the process before `exec` in ru_maxrss, so VmHWM is read where there is one.
     """
@@ -198,18 +198,15 @@ def _peak_memory() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         own = next(int(x.split()[1]) * 1024 for x in status.read_text().splitlines() if "VmHWM" in x)
-    return own
+    return own + workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
 
 
 def main(argument: str) -> None:
     """Run one job and print its result."""
     job = json.loads(argument)
     seconds, digest = globals()[f"{job['task']}_{job['engine']}"](job)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-    processes = job.get("n_workers", 1) if children else 0
-    peak = _peak_memory() + processes * children
+    processes = job.get("n_workers", 1) if job["engine"] == "python" else 1  # the others' workers are threads
+    peak = _peak_memory(processes if processes > 1 else 0)
     print(json.dumps({"seconds": seconds, "digest": digest, "peak": peak}), flush=True)
     os._exit(0)  # the wall time ends with the result, not with freeing it
 

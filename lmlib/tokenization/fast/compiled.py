@@ -32,7 +32,8 @@ def _fingerprint() -> str:
             digest.update(version(package).encode())
         except PackageNotFoundError:
             digest.update(b"none")
-    digest.update(f"{sys.version} {platform.platform()} {os.environ.get('NUMBA_CACHE_DIR', '')}".encode())
+    where = (sys.version, sys.platform, platform.machine(), os.environ.get("NUMBA_CACHE_DIR"))
+    digest.update(repr(where).encode())
     return digest.hexdigest()
 
 
