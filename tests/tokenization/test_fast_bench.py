@@ -1,4 +1,4 @@
-"""The benchmark's parts on a small text: jobs run in their own processes and agree, the record has its form."""
+"""The benchmark's parts on a small text: jobs agree, and the record has its form."""
 
 import json
 
