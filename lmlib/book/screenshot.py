@@ -28,7 +28,8 @@ def take(html: Path, picture: Path, chromium: str) -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5)
         page.goto(f"http://127.0.0.1:{running.server_port}{PAGE}", wait_until="networkidle")
-        page.locator(LIVE).first.scroll_into_view_if_needed()
+        # Its top goes just below the bar of the page.
+        page.locator(LIVE).first.evaluate("e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 70)")
         page.wait_for_load_state("networkidle")
         page.screenshot(path=str(picture))
         browser.close()

@@ -188,7 +188,7 @@ def test_internal_links_of_the_site_lead_somewhere(built_site: Path) -> None:
     from bs4 import BeautifulSoup
 
     base = "http://book"
-    pages = sorted(built_site.rglob("*.html"))
+    pages = [p for p in sorted(built_site.rglob("*.html")) if "_static" not in p.parts]  # templates lie there
     parsed = {p: BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in pages}
     ids = {p: {tag["id"] for tag in soup.select("[id]")} for p, soup in parsed.items()}
     broken = []

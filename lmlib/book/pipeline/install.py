@@ -6,8 +6,6 @@ message. A stamp in the environment holds a hash of what was installed from; a m
 that was cut off, after which the environment is rebuilt, since pip takes a half-copied package for whole.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import shlex

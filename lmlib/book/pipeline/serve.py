@@ -7,6 +7,7 @@ import functools
 import http.server
 import sys
 from pathlib import Path
+from typing import Any
 
 from lmlib.book import settings
 
@@ -43,11 +44,19 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         """Say nothing of requests: the terminal keeps the address in view."""
 
 
-def server(html: Path, port: int) -> http.server.ThreadingHTTPServer:
+class Server(http.server.ThreadingHTTPServer):
+    """A server that takes it calmly when a reader leaves a page that is still loading."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def server(html: Path, port: int) -> Server:
     """A server of the folder `html` on localhost; port 0 takes any free one."""
-    return http.server.ThreadingHTTPServer(
-        ("127.0.0.1", port), functools.partial(Handler, directory=str(html))
-    )
+    return Server(("127.0.0.1", port), functools.partial(Handler, directory=str(html)))
 
 
 def main() -> None:
