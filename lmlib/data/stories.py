@@ -155,7 +155,7 @@ class Story:
         self.say(_FACTS[fact], A=self.lead(hero), **_fact_words(resident))
         weather = dice.pick(_WEATHERS)[0]
         place = dice.pick(world().place_table)
-        time = dice.choose(words.TIMES)
+        time = dice.choose(words.TIMES, str)
         friend = Actor(self.companion(resident), place)
         hero.place = place
         self.people.append(friend)
@@ -207,7 +207,7 @@ class Story:
                 self.out.append(f" The {item.name} lay {item.place.at}.")
             else:
                 self.out.append(f" {item.holder.name} had {item.the}.")
-        self.say(_MORAL_FRAMES, a=self.hero.name, moral=self.dice.choose(words.MORALS))
+        self.say(_MORAL_FRAMES, a=self.hero.name, moral=self.dice.choose(words.MORALS, str))
 
     # Goals: what the hero wants at first, and how it ends
 
@@ -372,12 +372,12 @@ class Story:
         self.last = None
 
     def count(self, a: Actor, others: list[Actor]) -> None:
-        food = self.dice.choose(words.FOODS)
+        food = self.dice.choose(words.FOODS, str)
         n, m = self.dice.number(2, 20), self.dice.number(2, 20)
         self.say(_COUNT, A=self.lead(a), n=n, m=m, sum=n + m, food=food)
 
     def share(self, a: Actor, others: list[Actor]) -> None:
-        b, food = self.dice.choose(others), self.dice.choose(words.FOODS)
+        b, food = self.dice.choose(others), self.dice.choose(words.FOODS, str)
         n = self.dice.number(4, 20)
         m = self.dice.number(2, n - 2)
         self.say(_SHARE, A=self.lead(a), b=b.name, n=n, m=m, rest=n - m, food=food)
@@ -387,13 +387,13 @@ class Story:
 
     def beast(self, a: Actor, others: list[Actor]) -> None:
         self.last = None
-        beast, deed = self.dice.choose(words.BEASTS), self.dice.choose(words.BEAST_DEEDS)
+        beast, deed = self.dice.choose(words.BEASTS, str), self.dice.choose(words.BEAST_DEEDS, str)
         self.say(_BEAST, a=a.name, beast=with_article(beast), deed=deed, at=a.place.at)
 
     def weather_turns(self, a: Actor, others: list[Actor]) -> None:
         _, going_on, adjective = self.dice.pick(_WEATHERS)
         self.last = None
-        self.say(_WEATHER_TURNS, going_on=going_on[0].lower() + going_on[1:], was=adjective)
+        self.say(_WEATHER_TURNS, a=a.name, going_on=going_on[0].lower() + going_on[1:], was=adjective)
 
     def gossip(self, a: Actor, others: list[Actor]) -> None:
         b = self.dice.choose(others)
@@ -634,15 +634,15 @@ _SHARE = templates(
     "{A} brought {n} {food}. {b} ate {m} of them, so {rest} remained.",
 )
 _BEAST = templates(
-    "There was {beast} {at}. It {deed}.",
+    "{a} met {beast} {at}. It {deed}.",
     "{a} saw {beast}, which {deed}.",
-    "Not far away, {beast} {deed}.",
+    "Not far from {a}, {beast} {deed}.",
     '"Look, {beast}!" said {a}. The animal {deed}.',
 )
 _WEATHER_TURNS = templates(
-    "Then the weather changed, and {going_on}.",
-    "By now {going_on}, and it was {was}.",
-    "Suddenly it was {was} outside: {going_on}.",
+    "{a} saw how the weather changed: {going_on}.",
+    "By now {going_on}, and {a} thought that it was {was}.",
+    '"How {was} it is!" said {a}, for {going_on}.',
 )
 _GOSSIP = templates(
     '"Did you know that {told}?" {a} asked {b}.',

@@ -89,11 +89,11 @@ def test_bad_files_are_named(tmp_path, name, content, named):
 
 
 def test_bad_arguments_are_named(tmp_path):
-    with pytest.raises(ValueError, match="name must be .*'tinystorys'"):
+    with pytest.raises(ValueError, match=r"name must be .*'tinystorys'"):
         load("tinystorys")
     with pytest.raises(ValueError, match="size must be given"):
         load("micro-world")
-    with pytest.raises(ValueError, match="size.*-1"):
+    with pytest.raises(ValueError, match=r"size.*-1"):
         load("micro-world", size=-1)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load(path=tmp_path / "nowhere")

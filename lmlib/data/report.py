@@ -1,0 +1,57 @@
+"""`python -m lmlib.data.report`: how many bits per byte the micro-world's stories need, and by whom."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import zlib
+from typing import Any
+
+from lmlib.data import truth
+from lmlib.data.microworld import micro_world
+from lmlib.data.ngrams import NGram, as_bytes, as_words
+
+
+def report(
+    train_bytes: int = 2_000_000, held_out_bytes: int = 200_000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Rows of (model, bits_per_byte) on held-out stories, models fitted on `train_bytes` of training text."""
+    train = list(micro_world(seed, n_bytes=train_bytes).texts())
+    held_out = list(micro_world(seed, split="valid", n_bytes=held_out_bytes).documents())
+    texts = [document.text for document in held_out]
+    size = sum(len(text.encode()) for text in texts)
+    rows = []
+    for units in (as_bytes, as_words):
+        for order in (1, 2, 3, 5):
+            model = NGram(order).fit(map(units, train))
+            bits = sum(model.bits(units(text)) for text in texts)
+            rows.append((f"{order}-gram of {units.__name__[3:]}", bits))
+    whole = "\0".join(texts).encode()
+    rows.append(("gzip -9", 8 * len(zlib.compress(whole, 9))))
+    rows.append(("xz -9e", 8 * len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME))))
+    rows.append(("truth", sum(-(document.log2_probability or 0) for document in held_out)))
+    return [{"model": name, "bits_per_byte": bits / size} for name, bits in rows]
+
+
+def main() -> None:
+    """Print the report as a Markdown table, or as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train-bytes", type=int, default=2_000_000)
+    parser.add_argument("--held-out-bytes", type=int, default=200_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = report(options.train_bytes, options.held_out_bytes, options.seed)
+    exact = truth.bits_per_byte(options.seed, 10_000)
+    if options.json:
+        print(json.dumps({"held_out": rows, "truth_over_10000_stories": exact}, indent=2))
+        return
+    print("| model | bits per byte |\n|---|---:|")
+    for row in rows:
+        print(f"| {row['model']} | {row['bits_per_byte']:.3f} |")
+    print(f"\nTruth over 10,000 training stories: {exact:.4f} bits per byte.")
+
+
+if __name__ == "__main__":
+    main()
