@@ -22,7 +22,8 @@ def bits_per_byte(
 ) -> float:
     """Bits of the choices in `n_documents` documents over the bytes of their texts (end marks not counted).
 
-    Exact as an entropy for texts whose choices can be read off, an upper bound otherwise (see `surprisal`).
+    An upper bound of the entropy: some long stories can be told in more than one way (of two searched with
+    `surprisal`, one was worth 259.2 bits where its choices cost 261.8, the other exactly its choices).
     """
     bits = 0.0
     size = 0
