@@ -66,6 +66,7 @@ _CUT_GPT4 = rf"(?r)(?<=[^{SPACES}])[{_SPACES_ON_A_LINE}]|(?<=[A-Za-z0-9])[\r\n]"
 # What a match may have read beyond its own end: all of a run of spaces, or (o200k, which tries upper case
 # first) all of a run of upper-case letters, caseless letters and marks.
 _READ_AHEAD = rf"[{SPACES}]++|[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]++"
+_NON_SPACE = re.compile(f"[^{SPACES}]")
 _LONGEST_CONTRACTION = 3  # characters of 'll, 've, 're
 
 # Characters that are pretokenized together. So few, because a block that is all ASCII goes through `re`
@@ -120,12 +121,15 @@ class Pretokenizer:
             yield text[start:]
 
     def settled(self, text: str) -> int:
-        """How far the pretokens of `text` can no longer change, whatever follows it; 0 if none is settled."""
+        """How far the pretokens of `text` can no longer change, whatever follows it; 0 if none is settled.
+
+        Never just after a space: there the end of the text itself would change the pretokens before it.
+        """
         if not self.can_cut:
             return 0
         ends = [match.end() for match in self._iterate(text)]
         for end in reversed(ends):
-            if end + _LONGEST_CONTRACTION <= len(text):
+            if end + _LONGEST_CONTRACTION <= len(text) and _NON_SPACE.match(text, end - 1):
                 ahead = _read_ahead().match(text, end)
                 if ahead is None or ahead.end() < len(text):
                     return end

@@ -9,11 +9,13 @@ Sennrich, Haddow and Birch (2016), section 3.2, for BPE on words; Radford et al.
 bytes.
 """
 
+import gc
 import heapq
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,19 @@ def from_merges(
     return Tokenizer(dict(enumerate(tokens)), merges, specials, pattern=pattern)
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Training makes millions of tuples and no cycles: walking them again and again finds nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_garbage_collection()
 def learn_merges(
     words: Mapping[bytes, int], n_merges: int, progress: Callable[[int], object] = lambda done: None
 ) -> list[Merge]:

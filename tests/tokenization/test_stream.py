@@ -85,6 +85,16 @@ def test_any_chunks_any_block_same_parts(name: str) -> None:
     check()
 
 
+def test_a_run_of_spaces_is_not_cut_at_its_end() -> None:
+    # Cut before "aaaa", the part " \r\n" would be one pretoken; in the text it is two.
+    parts = [part for part, _ in segments(cut_up(" \r\naaaa<|x|>", 1), pretokenizer("gpt2"), ["<|x|>"], 1)]
+    assert [word for part in parts[:-1] for word in pretokenizer("gpt2").pretokens(part)] == [
+        " \r",
+        "\n",
+        "aaaa",
+    ]
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "unit", ["a", "aA", "\u6f22A", " ", "\n", "!", "1", "a1", "\U0001f600", "it's", "x" * 9000 + "!"]
