@@ -24,9 +24,11 @@ DEFAULT_PARAMETERS: dict[str, str | int] = {"profile": "quick", "seed": 0}
 SETUP_TAG = "setup"
 """Cell tag by which a chapter's setup cell is found."""
 
+# Laid out for the width of a page, as chapters/ruff.toml asks of every cell.
 _SETUP_CELL = """\
-# Setup. Where lmlib is installed, this does nothing. Elsewhere (Colab, a kernel of your own) it fetches the
-# book if need be and installs what is missing; a torch that is already there stays as it is.
+# Setup. Where lmlib is installed, this does nothing. Elsewhere (Colab, a
+# kernel of your own) it fetches the book if need be and installs what is
+# missing; a torch that is already there stays as it is.
 import importlib.util
 import subprocess
 import sys
@@ -36,21 +38,24 @@ from pathlib import Path
 REPOSITORY, BRANCH = {repository}, {branch}
 
 if importlib.util.find_spec("lmlib") is None:
-    here = Path.cwd()
-    book = next((p for p in (here, *here.parents) if (p / "lmlib/__init__.py").is_file()), here / "lm-book")
+    folders = [Path.cwd(), *Path.cwd().parents]
+    around = [p for p in folders if (p / "lmlib/__init__.py").is_file()]
+    book = around[0] if around else Path.cwd() / "lm-book"
     if not book.exists():
         if not REPOSITORY:
             raise RuntimeError(
-                "lmlib is not installed, and this copy of the book names no repository to fetch it from. "
-                "Open the notebook inside a clone of the book, or set REPOSITORY in this cell to its address."
+                "lmlib is not installed, and this copy of the book names no "
+                "repository to fetch it from. Open the notebook inside a clone "
+                "of the book, or set REPOSITORY in this cell to its address."
             )
-        subprocess.run(["git", "clone", "--depth=1", "--branch", BRANCH, REPOSITORY, str(book)], check=True)
+        clone = ["git", "clone", "--depth=1", "--branch", BRANCH]
+        subprocess.run([*clone, REPOSITORY, str(book)], check=True)
     try:
         keep = ["torch==" + version("torch")]
     except PackageNotFoundError:
         keep = []
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--editable", str(book) + "[chapters]", *keep], check=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
+    subprocess.run([*pip, str(book) + "[chapters]", *keep], check=True)
     sys.path.insert(0, str(book))
 """
 
