@@ -50,9 +50,7 @@ def main() -> None:
     print("| model | bits per byte |\n|---|---:|")
     for row in rows:
         print(f"| {row['model']} | {row['bits_per_byte']:.3f} |")
-    print(
-        f"\nTruth over 10,000 training stories: {bits:.4f} bits per byte (choices; an upper bound of the entropy)."
-    )
+    print(f"\nTruth over 10,000 training stories: {bits:.4f} bits per byte (an upper bound).")
 
 
 if __name__ == "__main__":
