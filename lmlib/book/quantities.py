@@ -37,6 +37,7 @@ _PREFIXED_UNITS = frozenset(
         "FLOPs",
         "FLOP/s",
         "B/s",
+        "B/token",
         "tokens",
         "tokens/s",
         "parameters",
@@ -44,10 +45,21 @@ _PREFIXED_UNITS = frozenset(
         "FLOPs/token",
         "W",
         "Wh",
+        "J",
     }
 )
 _PREFIXES = ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"))
 _COUNTED_UNITS = {"tokens", "tokens/s", "parameters"}  # nobody says gigaparameters
+_TIMES = (  # from how many seconds on, in which unit of how many seconds
+    (365 * 86_400, 365 * 86_400, "years"),
+    (2 * 86_400, 86_400, "days"),
+    (2 * 3600, 3600, "hours"),
+    (600, 60, "minutes"),
+    (Fraction(1, 10), 1, "s"),
+    (Fraction(1, 10**3), Fraction(1, 10**3), "ms"),
+    (Fraction(1, 10**6), Fraction(1, 10**6), "µs"),
+    (0, Fraction(1, 10**9), "ns"),
+)
 _COUNTS = ((12, "trillion"), (9, "billion"), (6, "million"))
 
 
@@ -138,6 +150,8 @@ def readable(value: Exact, unit: str = "") -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{grouped(value)} {unit}".rstrip()
     size = abs(Fraction(value))
+    if unit == "s":
+        return _duration(Fraction(value))
     if unit in _COUNTED_UNITS:
         for exponent, word in _COUNTS:
             if 10**exponent <= size < 10**18:
@@ -149,6 +163,12 @@ def readable(value: Exact, unit: str = "") -> str:
     if unit == "%":
         return f"{grouped(value)} %"
     return f"{grouped(value)} {unit}".rstrip()
+
+
+def _duration(value: Fraction) -> str:
+    """Seconds in the unit that suits their size: ``12.5 ms``, ``45 s``, ``3.5 days``."""
+    size, name = next((size, name) for least, size, name in _TIMES if abs(value) >= least)
+    return f"{grouped(float(value / size))} {name}" if value else "0 s"
 
 
 def _four_digits(value: Exact, exponent: int) -> str:

@@ -1,93 +1,25 @@
 """Widgets and exercises in headless Chromium: clicked, typed into, compared with Python on random inputs."""
 
-import functools
-import http.server
 import json
 import random
-import shutil
-import threading
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmlib.book import forms, page_files
-from lmlib.book.declare import Choice, Number, Text, Toggle, Widget, get
+from lmlib.book import forms
+from lmlib.book.declare import get
 from lmlib.book.exercises import machinery
 from lmlib.book.exercises.display import exercise_html
 
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).resolve().parents[2]
-PYODIDE = ROOT / "book" / "node_modules" / "pyodide"
 PRICE, MERGE, VIEW = (f"tokenization/{what}" for what in ("vocabulary-size", "merge-steps", "token-view"))
 SLACK = 4  # the machine that tests may be busy; the page says 50 ms, 150 ms with its plot, 6 s to be ready
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Widgets</title>
-<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width">
-<link rel="stylesheet" href="_static/live/live.css">
-<style>body {{ font-family: sans-serif; margin: 8px }}</style>
-<script defer src="_static/live/live.js"></script><main>{}</main></html>"""
-
-
-@pytest.fixture(scope="module")
-def live_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small site of the widgets alone, so that these tests need no build of the book."""
-    if not PYODIDE.is_dir():
-        pytest.skip("no Pyodide: run `npm ci` in the folder book/, or `make book`")
-    folder = tmp_path_factory.mktemp("live")
-    shutil.copytree(ROOT / "book" / "_static" / "live", folder / "_static" / "live")
-    shutil.copytree(PYODIDE, folder / "_static" / "pyodide")
-    plotly = find_spec("plotly")
-    assert plotly is not None
-    assert plotly.origin is not None
-    shutil.copy(Path(plotly.origin).parent / "package_data" / "plotly.min.js", folder / "_static")
-    page_files.write_archive(folder / "_static" / "live")
-    for name in (PRICE, MERGE, VIEW):
-        (folder / f"{name.partition('/')[2]}.html").write_text(PAGE.format(forms.form_html(get(name))))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def live_url(live_folder: Path) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(live_folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 Visit = Callable[..., Any]
-
-
-@pytest.fixture
-def visit(browser: Any, live_url: str) -> Iterator[Visit]:
-    """Opens a widget's page, waits until it is alive; in the end no request has left, no error is logged."""
-    said: list[str] = []
-    asked: list[str] = []
-    contexts: list[Any] = []
-
-    def open_page(name: str, query: str = "", **options: Any) -> Any:
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"{live_url}/{name.partition('/')[2]}.html{query}")
-        page.wait_for_selector("lm-widget[data-state=live], lm-exercise.lm-live", timeout=60_000)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith((live_url, "data:", "blob:"))] == []
 
 
 def settled(page: Any, act: Callable[[], Any]) -> None:
@@ -102,55 +34,18 @@ def field(page: Any, name: str) -> Any:
     return page.locator(f"lm-widget [name={name}]")
 
 
-def random_texts(widget: Widget, chance: random.Random) -> dict[str, str]:
-    """Random entries of a form: mostly good, sometimes refused."""
-    texts = {}
-    for one in widget.inputs:
-        match one:
-            case Number():
-                low, high = int(one.minimum), int(one.maximum)
-                good = [chance.randint(low, high), low, high, chance.choice(one.stops or (low,))]
-                odd = [f"{chance.randint(1, 99)}k", "2^12", "nonsense", str(high + 1), "1.5", str(2**70)]
-                texts[one.name] = chance.choice(
-                    [str(chance.choice(good))] * 9 + odd[:1] + [chance.choice(odd)]
-                )
-            case Choice():
-                texts[one.name] = chance.choice(one.options)[0]
-            case Toggle():
-                texts[one.name] = chance.choice(["true", "false"])
-            case Text():
-                alphabet = "ab cd low \n\té€東😀\u00a0'll 123,."
-                texts[one.name] = "".join(chance.choices(alphabet, k=chance.randint(0, 120)))
-    if "n_heads" in texts and chance.random() < 0.8:  # mostly heads that divide
-        heads = chance.choice([1, 2, 4, 8, 16])
-        texts |= {"n_heads": str(heads), "n_kv_heads": "1", "d_model": str(heads * chance.randint(16, 600))}
-    return texts
-
-
 @pytest.mark.parametrize(("name", "n_inputs"), [(PRICE, 150), (MERGE, 60), (VIEW, 60)])
-def test_page_and_python_agree_on_random_inputs(visit: Visit, name: str, n_inputs: int) -> None:
+def test_page_and_python_agree_on_random_inputs(
+    visit: Visit,
+    ask_worker: Callable[..., list[str]],
+    random_texts: Callable[..., dict[str, str]],
+    name: str,
+    n_inputs: int,
+) -> None:
     page, widget, chance = visit(name), get(name), random.Random(7)
     entries = [random_texts(widget, chance) for _ in range(n_inputs)]
-    url = page.evaluate("document.querySelector('script[src*=live]').src.replace('live.js', 'worker.js')")
-    answers = page.evaluate(
-        """async ([url, name, entries]) => {
-            const worker = new Worker(url, {type: "module"}), answers = [];
-            const reply = () => new Promise(ok => {
-                worker.onmessage = ({data}) => { if (!data.started) ok(data); };
-            });
-            await reply();
-            for (const [id, entry] of entries.entries()) {
-                const waiting = reply();
-                worker.postMessage({id, kind: "answer", name, text: JSON.stringify(entry)});
-                answers.push((await waiting).result);
-            }
-            worker.terminate();
-            return answers;
-        }""",
-        [url, name, entries],
-    )
     good = 0
-    for entry, answer in zip(entries, answers, strict=True):
+    for entry, answer in zip(entries, ask_worker(page, name, entries), strict=True):
         assert json.loads(answer) == json.loads(forms.answer(name, json.dumps(entry))), entry
         good += json.loads(answer)["ok"]
     assert n_inputs // 3 < good < n_inputs
@@ -274,7 +169,9 @@ def test_before_and_without_python_the_built_values_stand(
 
 
 @pytest.fixture
-def exercise_page(visit: Visit, live_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+def exercise_page(
+    visit: Visit, write_page: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Any]:
     """A page with one exercise of the chapter that is checked in the page."""
     monkeypatch.setenv("LMLIB_BOOK_BUILD", "1")
     chosen = next(
@@ -282,7 +179,7 @@ def exercise_page(visit: Visit, live_folder: Path, monkeypatch: pytest.MonkeyPat
         for each in map(machinery.get, machinery.names("tokenization"))
         if each.in_page and each.difficulty > 1 and not each.given
     )
-    (live_folder / "exercise.html").write_text(PAGE.format(exercise_html(chosen)))
+    write_page("exercise", exercise_html(chosen))
     return visit("x/exercise"), chosen
 
 

@@ -1,0 +1,50 @@
+"""From the ledgers and refusals of ``lmlib.resources`` to what a form shows."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from lmlib.book.declare import InputError, LedgerTable, Term
+from lmlib.resources.ledger import Ledger
+from lmlib.resources.units import ArgumentError
+
+CHAPTER = "../chapters/04_resources.html"
+_UNITS = {"bytes": "B", "seconds": "s", "bytes/token": "B/token", "joules": "J", "watts": "W"}
+
+
+def section(anchor: str) -> str:
+    """Address of a section of chapter 4, from any page of the book."""
+    return f"{CHAPTER}#{anchor}"
+
+
+@contextmanager
+def refused_beside(fields: Collection[str], aliases: Mapping[str, str]) -> Iterator[None]:
+    """Turn the library's refusal of an argument into one of the form's field; ``aliases`` maps names that
+    differ."""
+    known = frozenset(fields)
+    try:
+        yield
+    except ArgumentError as refused:
+        field = aliases.get(refused.field, refused.field)
+        message = refused.message if field in known else f"{refused.field}: {refused.message}"
+        raise InputError(field if field in known else "", f"{message[:1].upper()}{message[1:]}.") from None
+
+
+def explained(ledger: Ledger, caption: str, anchor: str, total: str = "") -> LedgerTable:
+    """A ledger to open term by term; every term links to the section that derives it."""
+    return LedgerTable(caption, terms(ledger, anchor), total or f"{ledger.name[:1].upper()}{ledger.name[1:]}")
+
+
+def terms(ledger: Ledger, anchor: str) -> list[Term]:
+    """The ledger's terms, largest groups named before them, with the section that derives them."""
+    return [
+        Term(
+            " · ".join(path),
+            term.formula,
+            term.numbers,
+            term.value,
+            _UNITS.get(term.unit, term.unit),
+            term.source,
+            section(anchor),
+        )
+        for path, term in ledger.terms()
+    ]

@@ -1,0 +1,149 @@
+"""A small site of the widgets alone, so that they can be driven in a browser without building the book."""
+
+import functools
+import http.server
+import random
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlib.book import forms, page_files
+from lmlib.book.declare import Choice, Number, Text, Toggle, Widget, registered
+
+ROOT = Path(__file__).resolve().parents[2]
+PYODIDE = ROOT / "book" / "node_modules" / "pyodide"
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Widgets</title>
+<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width">
+<link rel="stylesheet" href="_static/live/live.css">
+<style>body {{ font-family: sans-serif; margin: 8px }}</style>
+<script defer src="_static/live/live.js"></script><main>{}</main></html>"""
+
+
+@pytest.fixture(scope="session")
+def live_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the site: what the page needs, and one page for each widget, named after it."""
+    if not PYODIDE.is_dir():
+        pytest.skip("no Pyodide: run `npm ci` in the folder book/, or `make book`")
+    folder = tmp_path_factory.mktemp("live")
+    shutil.copytree(ROOT / "book" / "_static" / "live", folder / "_static" / "live")
+    shutil.copytree(PYODIDE, folder / "_static" / "pyodide")
+    plotly = find_spec("plotly")
+    assert plotly is not None
+    assert plotly.origin is not None
+    shutil.copy(Path(plotly.origin).parent / "package_data" / "plotly.min.js", folder / "_static")
+    page_files.write_archive(folder / "_static" / "live")
+    for widget in registered():
+        if not widget.name.startswith("demo/"):
+            what = widget.name.partition("/")[2]
+            (folder / f"{what}.html").write_text(PAGE.format(forms.form_html(widget)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live_url(live_folder: Path) -> Iterator[str]:
+    """Address at which the small site is served, without a closing slash."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(live_folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def write_page(live_folder: Path) -> Callable[[str, str], None]:
+    """``write_page("exercise", html)`` adds a page to the site."""
+    return lambda name, html: (live_folder / f"{name}.html").write_text(PAGE.format(html)) and None
+
+
+@pytest.fixture
+def visit(browser: Any, live_url: str) -> Iterator[Callable[..., Any]]:
+    """Opens a widget's page, waits until it is alive; in the end no request has left, no error is logged."""
+    said: list[str] = []
+    asked: list[str] = []
+    contexts: list[Any] = []
+
+    def open_page(name: str, query: str = "", **options: Any) -> Any:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{live_url}/{name.partition('/')[2]}.html{query}")
+        page.wait_for_selector("lm-widget[data-state=live], lm-exercise.lm-live", timeout=60_000)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith((live_url, "data:", "blob:"))] == []
+
+
+@pytest.fixture
+def ask_worker() -> Callable[[Any, str, list[dict[str, str]]], list[str]]:
+    """``ask_worker(page, name, entries)``: what the page's own Python answers to each entry, as JSON."""
+
+    def ask(page: Any, name: str, entries: list[dict[str, str]]) -> list[str]:
+        url = page.evaluate("document.querySelector('script[src*=live]').src.replace('live.js', 'worker.js')")
+        answers: list[str] = page.evaluate(
+            """async ([url, name, entries]) => {
+                const worker = new Worker(url, {type: "module"}), answers = [];
+                const reply = () => new Promise(ok => {
+                    worker.onmessage = ({data}) => { if (!data.started) ok(data); };
+                });
+                await reply();
+                for (const [id, entry] of entries.entries()) {
+                    const waiting = reply();
+                    worker.postMessage({id, kind: "answer", name, text: JSON.stringify(entry)});
+                    answers.push((await waiting).result);
+                }
+                worker.terminate();
+                return answers;
+            }""",
+            [url, name, entries],
+        )
+        return answers
+
+    return ask
+
+
+@pytest.fixture
+def random_texts() -> Callable[[Widget, random.Random], dict[str, str]]:
+    """``random_texts(widget, chance)``: random entries of a form, mostly good, sometimes refused."""
+    return _random_texts
+
+
+def _random_texts(widget: Widget, chance: random.Random) -> dict[str, str]:
+    """Random entries of a form: mostly good, sometimes refused."""
+    texts = {}
+    for one in widget.inputs:
+        match one:
+            case Number():
+                low, high = int(one.minimum), int(one.maximum)
+                good = [chance.randint(low, high), low, high, chance.choice(one.stops or (low,))]
+                odd = [f"{chance.randint(1, 99)}k", "2^12", "nonsense", str(high + 1), "1.5", str(2**70)]
+                texts[one.name] = chance.choice(
+                    [str(chance.choice(good))] * 9 + odd[:1] + [chance.choice(odd)]
+                )
+            case Choice():
+                texts[one.name] = chance.choice(one.options)[0]
+            case Toggle():
+                texts[one.name] = chance.choice(["true", "false"])
+            case Text():
+                alphabet = "ab cd low \n\té€東😀\u00a0'll 123,."
+                texts[one.name] = "".join(chance.choices(alphabet, k=chance.randint(0, 120)))
+    if "n_heads" in texts and chance.random() < 0.8:  # mostly heads that divide
+        heads = chance.choice([1, 2, 4, 8, 16])
+        texts |= {"n_heads": str(heads), "n_kv_heads": "1", "d_model": str(heads * chance.randint(16, 600))}
+    return texts
