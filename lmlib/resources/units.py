@@ -56,6 +56,19 @@ def check_integer(field: str, value: object, minimum: int, maximum: int) -> int:
     return value
 
 
+def check_number(field: str, value: object, minimum: Number, maximum: Number) -> Number:
+    """Return ``value`` if it is a finite number within the bounds.
+
+    Raises:
+        ArgumentError: for any other type (``True`` included), NaN, or a value out of bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
+        raise ArgumentError(field, f"must be a number from {minimum:g} to {maximum:g}, got {value!r}")
+    if not minimum <= value <= maximum:
+        raise ArgumentError(field, f"must be from {minimum:g} to {maximum:g}, got {float(value):g}")
+    return value
+
+
 def check_choice(field: str, value: object, allowed: Iterable[str]) -> None:
     """Raise ArgumentError unless ``value`` is one of ``allowed``."""
     options = tuple(allowed)
