@@ -1,0 +1,396 @@
+"""The ops of one transformer block: attention in three kernels, feed-forward blocks, residual sums."""
+
+from lmlib.resources.model import MLP, Attention, LatentAttention, Layer, MoE
+from lmlib.resources.parameters import layer_weights
+from lmlib.resources.program import Builder
+from lmlib.resources.tape import Op, Tensor
+
+QUERIES = "tokens * n_heads * head_dim"
+KEYS = "tokens * n_kv_heads * head_dim"
+PAIRS = "batch * n_heads * context_length**2"
+STREAM = "tokens * d_model"
+
+
+def layer_program(build: Builder, layer: Layer, rotary: bool = True) -> tuple[Tensor, Tensor]:
+    """Append the ops of a layer; return its input and its output, which the caller frees.
+
+    ``rotary``: whether positions enter as rotations (they do unless they are learned).
+    """
+    build.profile.check(layer.attention)
+    build.weights = {weight.name: weight for weight in layer_weights(build.model, layer)}
+    x = build.tensor("layer input", build.stream, STREAM)
+    if build.profile.recompute == "full":
+        build.begin()
+        y = _residuals(build, layer, rotary, x)
+        build.end((x,), (y,))
+    else:
+        y = _residuals(build, layer, rotary, x)
+    return x, y
+
+
+def _residuals(build: Builder, layer: Layer, rotary: bool, x: Tensor) -> Tensor:
+    if layer.parallel:
+        return _parallel(build, layer, rotary, x)
+    attended = _branch(build, layer, "attention", rotary, x)
+    middle = build.add("residual after attention", x, attended)
+    build.free(attended)
+    fed = _branch(build, layer, "mlp", rotary, middle)
+    y = build.add("residual after mlp", middle, fed)
+    build.free(fed, middle)
+    return y
+
+
+def _parallel(build: Builder, layer: Layer, rotary: bool, x: Tensor) -> Tensor:
+    """Attention and MLP side by side (GPT-J, GPT-NeoX); with one norm they share its output."""
+    first = _norm(build, "attention", x)
+    attended = build.dropout(
+        "attention dropout", _attention(build, layer, rotary, first), build.compute, STREAM
+    )
+    second = _norm(build, "mlp", x) if layer.norms > 1 else first
+    fed = build.dropout("mlp dropout", _mlp(build, layer.mlp, second), build.compute, STREAM)
+    build.free(first, *((second,) if second is not first else ()))
+    both = build.add("sum of attention and mlp", attended, fed, build.compute)
+    build.free(attended, fed)
+    y = build.add("residual", x, both)
+    build.free(both)
+    return y
+
+
+def _norm(build: Builder, name: str, x: Tensor) -> Tensor:
+    return build.norm(f"norm.{name}", x, build.stream, STREAM, "tokens")
+
+
+def _branch(build: Builder, layer: Layer, name: str, rotary: bool, x: Tensor) -> Tensor:
+    """Norm, attention or feed-forward, a norm of the output where there are four, dropout."""
+    normed = _norm(build, name, x) if f"norm.{name}" in build.weights else x
+    attends = name == "attention"
+    out = _attention(build, layer, rotary, normed) if attends else _mlp(build, layer.mlp, normed)
+    if normed is not x:
+        build.free(normed)
+    if f"norm.{name}_out" in build.weights:
+        before, out = out, build.norm(f"norm.{name}_out", out, build.compute, STREAM, "tokens")
+        build.free(before)
+    return build.dropout(f"{name} dropout", out, build.compute, STREAM)
+
+
+def _attention(build: Builder, layer: Layer, rotary: bool, x: Tensor) -> Tensor:
+    a = layer.attention
+    if isinstance(a, LatentAttention):
+        q, k, v = _latent_heads(build, a, x)
+        mixed = "tokens * n_heads * v_head_dim"
+    else:
+        q, k, v = _heads(build, a, rotary, x)
+        mixed = QUERIES
+    if build.profile.recompute in ("core", "core_act"):
+        build.begin()
+        out = _core(build, a, q, k, v, mixed)
+        build.end((q, k, v), (out,))
+    else:
+        out = _core(build, a, q, k, v, mixed)
+    y = build.linear("attention.o_proj", out, STREAM)
+    build.free(out, q, k, v)
+    return y
+
+
+def _heads(build: Builder, a: Attention, rotary: bool, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values."""
+    build.symbols |= {"n_heads": a.n_heads, "n_kv_heads": a.n_kv_heads, "head_dim": a.head_dim}
+    if a.fused_qkv:
+        joint = build.linear(
+            "attention.qkv_proj",
+            x,
+            "tokens * (n_heads + 2 * n_kv_heads) * head_dim",
+            "queries, keys and values",
+        )
+        parts = (("queries", QUERIES), ("keys", KEYS), ("values", KEYS))
+        q, k, v = (build.tensor(name, build.compute, elements, joint) for name, elements in parts)
+        build.op(Op("split", (joint,), (q, k, v)))
+        build.free(joint)
+    else:
+        q = build.linear("attention.q_proj", x, QUERIES, "queries")
+        k = build.linear("attention.k_proj", x, KEYS, "keys")
+        v = build.linear("attention.v_proj", x, KEYS, "values")
+    if a.qk_norm != "none":
+        old, (q, k) = (q, k), _qk_norm(build, a, q, k)
+        build.free(*old)
+    if rotary:
+        old = (q, k)
+        q, k = build.rotate("queries", q, QUERIES), build.rotate("keys", k, KEYS)
+        build.free(*old)
+    return q, k, v
+
+
+def _qk_norm(build: Builder, a: Attention, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    rows = ("tokens * n_heads", "tokens * n_kv_heads") if a.qk_norm == "head" else ("tokens", "tokens")
+    return (
+        build.norm("attention.q_norm", q, build.compute, QUERIES, rows[0]),
+        build.norm("attention.k_norm", k, build.compute, KEYS, rows[1]),
+    )
+
+
+def _latent_heads(build: Builder, a: LatentAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Latent attention, expanded to full heads as in training (arXiv:2405.04434, section 2.1)."""
+    c = build.compute
+    build.symbols |= {
+        "n_heads": a.n_heads,
+        "nope_head_dim": a.nope_head_dim,
+        "rope_head_dim": a.rope_head_dim,
+        "v_head_dim": a.v_head_dim,
+        "kv_lora_rank": a.kv_lora_rank,
+    }
+    whole, rotated = "tokens * n_heads * (nope_head_dim + rope_head_dim)", "tokens * n_heads * rope_head_dim"
+    if a.q_lora_rank is None:
+        q = build.linear("attention.q_proj", x, whole, "queries")
+    else:
+        build.symbols["q_lora_rank"] = a.q_lora_rank
+        latent = build.linear("attention.q_a_proj", x, "tokens * q_lora_rank", "query latent")
+        normed = build.norm("attention.q_a_norm", latent, c, "tokens * q_lora_rank", "tokens")
+        build.free(latent)
+        q = build.linear("attention.q_b_proj", normed, whole, "queries")
+        build.free(normed)
+    q_parts = _split(
+        build, q, ("query part without rotation", "tokens * n_heads * nope_head_dim"), ("query part", rotated)
+    )
+    turned = build.rotate("query part", q_parts[1], rotated)
+    build.free(q_parts[1])
+    queries = _join(build, "queries, joined", whole, q_parts[0], turned)
+
+    latent = build.linear(
+        "attention.kv_a_proj",
+        x,
+        "tokens * (kv_lora_rank + rope_head_dim)",
+        "key/value latent and rotated key",
+    )
+    kv, shared = _split(
+        build,
+        latent,
+        ("key/value latent", "tokens * kv_lora_rank"),
+        ("shared key part", "tokens * rope_head_dim"),
+    )
+    normed = build.norm("attention.kv_a_norm", kv, c, "tokens * kv_lora_rank", "tokens")
+    build.free(kv)
+    turned = build.rotate("shared key part", shared, "tokens * rope_head_dim")
+    build.free(shared)
+    joint = build.linear(
+        "attention.kv_b_proj",
+        normed,
+        "tokens * n_heads * (nope_head_dim + v_head_dim)",
+        "keys and values, expanded",
+    )
+    build.free(normed)
+    k_part, v = _split(
+        build,
+        joint,
+        ("key part without rotation", "tokens * n_heads * nope_head_dim"),
+        ("values", "tokens * n_heads * v_head_dim"),
+    )
+    keys = _join(build, "keys, joined", whole, k_part, turned)
+    return queries, keys, v
+
+
+def _split(build: Builder, x: Tensor, *parts: tuple[str, str]) -> tuple[Tensor, ...]:
+    """Views of ``x``, which only they hold from now on."""
+    views = tuple(build.tensor(name, build.compute, elements, x) for name, elements in parts)
+    build.op(Op(f"split {x.name}", (x,), views))
+    build.free(x)
+    return views
+
+
+def _join(build: Builder, name: str, elements: str, *parts: Tensor) -> Tensor:
+    out = build.tensor(name, build.compute, elements)
+    build.op(Op(name, parts, (out,), frees=parts))
+    return out
+
+
+def _core(
+    build: Builder, a: Attention | LatentAttention, q: Tensor, k: Tensor, v: Tensor, mixed: str
+) -> Tensor:
+    """Attention between the projections; q, k and v belong to the caller."""
+    if build.profile.attention == "flash":
+        return _flash(build, a, q, k, v, mixed)
+    assert isinstance(a, Attention)
+    return (_eager if build.profile.attention == "eager" else _math)(build, a, q, k, v)
+
+
+def _flash(
+    build: Builder, a: Attention | LatentAttention, q: Tensor, k: Tensor, v: Tensor, mixed: str
+) -> Tensor:
+    out = build.tensor("attention output", build.compute, mixed)
+    sums = build.tensor("log of softmax sums", 4, "tokens * n_heads")
+    scratch: tuple[Tensor, ...] = ()
+    if build.profile.device == "cuda":
+        # FlashAttention-2's backward sums the queries' gradient in fp32, and makes keys' and values'
+        # gradients for every query head before it adds those of a group (flash_api.cpp, mha_bwd).
+        scratch = (
+            build.sized("queries' gradient in fp32", f"2 * ({q.formula})", dict(q.symbols)),
+            build.tensor("sums of output times gradient", 4, "tokens * n_heads"),
+        )
+        if a.n_kv_heads != a.n_heads:
+            scratch += (
+                build.tensor("gradients of keys and values, each query head", 2 * build.compute, QUERIES),
+            )
+    build.op(
+        Op(
+            "flash attention",
+            (q, k, v),
+            (out, sums),
+            (q, k, v, out, sums),
+            frees=(sums,),
+            backward_scratch=scratch,
+        )
+    )
+    return out
+
+
+def _repeat(build: Builder, a: Attention, name: str, x: Tensor, width: int) -> Tensor:
+    """Keys or values for every query head, contiguous."""
+    out = build.tensor(f"{name}, each query head", width, QUERIES)
+    return build.unary(f"{name}: repeat", x, out, passes=a.n_kv_heads == a.n_heads)
+
+
+def _eager(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    c, cpu = build.compute, build.profile.device == "cpu"
+    queries = build.unary(
+        "queries: contiguous", q, build.tensor("queries, contiguous", c, QUERIES), passes=True
+    )
+    keys, values = _repeat(build, a, "keys", k, c), _repeat(build, a, "values", v, c)
+    scores = build.tensor("scores", c, PAIRS)
+    build.op(Op("scores", (queries, keys), (scores,), (queries, keys)))
+    for name in ("scaled scores", "masked scores"):
+        before, scores = scores, build.unary(name, scores, build.tensor(name, c, PAIRS))
+        build.free(before)
+    if c == 2 and cpu:  # CUDA's softmax reads bf16 and writes fp32 in one kernel
+        before, scores = scores, build.unary("scores: cast", scores, build.tensor("scores in fp32", 4, PAIRS))
+        build.free(before)
+    probabilities = build.tensor("attention probabilities", 4, PAIRS)
+    build.unary("softmax", scores, probabilities, (probabilities,))
+    build.free(scores)
+    if c == 2:
+        before = probabilities
+        narrow = build.tensor("attention probabilities, narrow", 2, PAIRS)
+        probabilities = build.unary("probabilities: cast", probabilities, narrow)
+        build.free(before)
+    probabilities = build.dropout("probabilities dropout", probabilities, c, PAIRS)
+    mixed = build.tensor("attention output by head", c, QUERIES)
+    build.op(Op("mix values", (probabilities, values), (mixed,), (probabilities, values)))
+    build.free(probabilities)
+    out = build.unary("heads side by side", mixed, build.tensor("attention output", c, QUERIES))
+    build.free(mixed, queries, keys, values)
+    return out
+
+
+def _math(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's reference kernel: everything in fp32 (aten/native/transformers/attention.cpp)."""
+    c = build.compute
+    wide: list[Tensor] = []
+    for name, x, elements in (("queries", q, QUERIES), ("keys", k, KEYS), ("values", v, KEYS)):
+        wide.append(
+            build.unary(f"{name}: cast", x, build.tensor(f"{name} in fp32", 4, elements)) if c == 2 else x
+        )
+    made = [each for each in wide if c == 2]
+    if a.n_kv_heads != a.n_heads:
+        for place, name in ((1, "keys"), (2, "values")):
+            wide[place] = _repeat(build, a, name, wide[place], 4)
+            made.append(wide[place])
+    scaled = []
+    for place, name in ((0, "queries"), (1, "keys")):
+        out = build.tensor(f"{name}, scaled in fp32", 4, QUERIES)
+        scaled.append(build.unary(f"{name}: scale", wide[place], out))
+    scores = build.tensor("scores", 4, PAIRS)
+    build.op(Op("scores", tuple(scaled), (scores,), tuple(scaled)))
+    probabilities = build.tensor("attention probabilities", 4, PAIRS)
+    build.unary("softmax", scores, probabilities, (probabilities,))
+    build.free(scores)
+    mixed = build.tensor("attention output in fp32", 4, QUERIES)
+    build.op(Op("mix values", (probabilities, wide[2]), (mixed,), (probabilities, wide[2])))
+    build.free(probabilities, *scaled, *made)
+    if c == 2:
+        before, mixed = (
+            mixed,
+            build.unary("output: cast", mixed, build.tensor("attention output by head", c, QUERIES)),
+        )
+        build.free(before)
+    out = build.unary("heads side by side", mixed, build.tensor("attention output", c, QUERIES))
+    build.free(mixed)
+    return out
+
+
+def _mlp(build: Builder, mlp: MLP | MoE, x: Tensor) -> Tensor:
+    if isinstance(mlp, MoE):
+        return _moe(build, mlp, x)
+    build.symbols["d_ff"] = mlp.d_ff
+    return _feed_forward(build, "mlp", x, "tokens * d_ff", STREAM, mlp.gated, mlp.activation)
+
+
+def _feed_forward(
+    build: Builder, name: str, x: Tensor, inner: str, outer: str, gated: bool, activation: str
+) -> Tensor:
+    c = build.compute
+    first = "gate_proj" if gated else "up_proj"
+    inside = build.linear(f"{name}.{first}", x, inner)
+    recomputed = build.profile.recompute == "core_act"
+    if gated and recomputed:  # both projections are made first: they are the checkpoint's inputs
+        up = build.linear(f"{name}.up_proj", x, inner)
+    if recomputed:
+        build.begin()
+    active = build.tensor(f"{name} activation", c, inner)
+    build.unary(f"{name}: {activation}", inside, active, (active if activation == "relu" else inside,))
+    if not recomputed:
+        build.free(inside)
+    product = active
+    if gated:
+        if not recomputed:
+            up = build.linear(f"{name}.up_proj", x, inner)
+        product = build.tensor(f"{name} product", c, inner)
+        build.op(Op(f"{name}: product", (active, up), (product,), (active, up)))
+        build.free(active, *(() if recomputed else (up,)))
+    out = build.linear(f"{name}.down_proj", product, outer)
+    build.free(product)
+    if recomputed:
+        held = (inside, up) if gated else (inside,)
+        build.end(held, (out,))
+        build.free(*held)
+    return out
+
+
+def _moe(build: Builder, moe: MoE, x: Tensor) -> Tensor:
+    """Routed experts: gather, experts, weights, scatter-add; then the shared expert."""
+    c, s = build.compute, build.stream
+    build.symbols |= {"n_experts": moe.n_experts, "top_k": moe.top_k, "d_ff": moe.d_ff}
+    logits = build.linear("router.weight", x, "tokens * n_experts", "router logits")
+    if c == 2:
+        wide = build.unary(
+            "router: cast", logits, build.tensor("router logits in fp32", 4, "tokens * n_experts")
+        )
+        build.free(logits)
+        logits = wide
+    probabilities = build.tensor("router probabilities", 4, "tokens * n_experts")
+    build.unary("router: softmax", logits, probabilities, (probabilities,))
+    build.free(logits)
+    chosen = build.tensor("chosen experts", 8, "tokens * top_k")
+    weights = build.tensor("routing weights", 4, "tokens * top_k")
+    build.op(Op("router: top k", (probabilities,), (weights, chosen), (chosen,), frees=(probabilities,)))
+    routed = build.tensor("routed tokens", s, "tokens * top_k * d_model")
+    build.op(Op("gather", (x,), (routed,), (chosen,)))
+    if build.profile.autocast:
+        build.wide.add(routed)
+    out = _feed_forward(
+        build, "experts", routed, "tokens * top_k * d_ff", "tokens * top_k * d_model", True, moe.activation
+    )
+    build.free(routed)
+    weighted = build.tensor("weighted expert outputs", c, "tokens * top_k * d_model")
+    build.op(Op("weight experts", (out, weights), (weighted,), (out, weights), frees=(out, weights)))
+    summed = build.tensor("expert outputs", c, STREAM)
+    build.op(Op("scatter-add", (weighted,), (summed,), (weighted, chosen), frees=(weighted, chosen)))
+    if not moe.shared_d_ff:
+        return summed
+    build.symbols["shared_d_ff"] = moe.shared_d_ff
+    shared = _feed_forward(build, "shared", x, "tokens * shared_d_ff", STREAM, True, moe.activation)
+    if moe.shared_gate:
+        gate = build.linear("shared.gate", x, "tokens", "shared gate")
+        gated = build.tensor("gated shared output", c, STREAM)
+        build.op(Op("shared: gate", (shared, gate), (gated,), (shared, gate), frees=(shared, gate)))
+        shared = gated
+    both = build.tensor("expert and shared outputs", c, STREAM)
+    build.op(Op("sum of experts", (summed, shared), (both,), frees=(summed, shared), passes=True))
+    return both

@@ -1,0 +1,117 @@
+"""A training step in segments: embedding, each kind of layer, head and loss.
+
+Equal layers are played once: where a layer stands changes what is alive around it, not within it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmlib.resources.blocks import layer_program
+from lmlib.resources.ends import embedding_gradient, embedding_program, head_program
+from lmlib.resources.model import LARGEST_CONTEXT, Model, describe
+from lmlib.resources.profile import Profile
+from lmlib.resources.program import Builder
+from lmlib.resources.tape import Checkpoint, Moment, Op, Run, Step, Tensor, like
+from lmlib.resources.units import check_integer
+
+GRANULE = 512  # PyTorch's CUDA allocator rounds every request up to this (c10/cuda/CUDACachingAllocator.cpp)
+LARGEST_BATCH = 2**24
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a segment does to memory, in bytes.
+
+    Args:
+        forward, backward: its moments; bytes count what the segment itself has made, its input included.
+        forward_end: alive once it has returned, its output included.
+        kept_forward: kept until autocast ends; ``kept``: kept for the backward pass.
+        output_bytes: its output.
+        stored: gradients of parameters that its backward pass leaves behind, once it has run.
+    """
+
+    forward: tuple[Moment, ...]
+    backward: tuple[Moment, ...]
+    forward_end: int
+    kept_forward: int
+    kept: int
+    output_bytes: int
+    stored: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """``count`` equal stretches of the program, of which one is described."""
+
+    name: str
+    count: int
+    steps: tuple[Step, ...]
+    source: Tensor | None
+    output: Tensor
+    held: tuple[Tensor, ...] = ()
+
+    def saved(self) -> list[Tensor]:
+        """Storages that autograd keeps for the backward pass, each once, in the order they were saved."""
+        found: dict[Tensor, None] = {}
+        for step in self.steps:
+            tensors: Sequence[Tensor] = step.inputs if isinstance(step, Checkpoint) else step.saves
+            if isinstance(step, Op):
+                tensors = (*tensors, *(each.copy for each in step.parameters if each.copy is not None))
+            found |= dict.fromkeys(tensor.storage for tensor in tensors)
+        return list(found)
+
+    def play(self, granule: int, accumulates: bool, snapshot_at: int | None = None) -> tuple[Played, Run]:
+        """Run the segment forward and backward."""
+        run = Run(accumulates=accumulates, granule=granule, snapshot_at=snapshot_at)
+        if self.source is not None:
+            run.hold(self.source)
+        run.forward(self.steps)
+        forward_end, forward = run.alive, tuple(run.moments)
+        if self.source is not None:
+            run.release(self.source)
+        run.release(self.output)
+        kept_forward = run.alive
+        run.leave_autocast()
+        kept = run.alive
+        run.phase = "backward"
+        gradient = like(self.output, "gradient of")
+        run.hold(gradient)
+        run.gradients[self.output] = gradient
+        run.backward(self.steps)
+        played = Played(
+            forward,
+            tuple(run.moments[len(forward) :]),
+            forward_end,
+            kept_forward,
+            kept,
+            run.taken(self.output),
+            run.stored_bytes,
+        )
+        return played, run
+
+
+def segments(model: Model, profile: Profile, batch_size: int, context_length: int) -> tuple[Segment, ...]:
+    """The embedding, one segment for each of ``model.groups``, and the head with the loss.
+
+    Raises:
+        ArgumentError: for sizes out of bounds, or a kernel that this attention cannot use.
+    """
+    check_integer("batch_size", batch_size, 1, LARGEST_BATCH)
+    largest = model.learned_positions or LARGEST_CONTEXT
+    check_integer("context_length", context_length, 1, largest)
+
+    def builder() -> Builder:
+        return Builder(model, profile, batch_size, context_length)
+
+    first, shared = builder(), embedding_gradient(builder())
+    start = embedding_program(first, shared)
+    parts = [Segment("embedding", 1, tuple(first.steps), None, start)]
+    for number, (layer, count) in enumerate(model.groups):
+        build = builder()
+        x, y = layer_program(build, layer, rotary=not model.learned_positions)
+        name = "layer" if len(model.groups) == 1 else f"layer of kind {number + 1} ({describe(layer)})"
+        parts.append(Segment(name, count, tuple(build.steps), x, y))
+    last = builder()
+    x, loss, logits = head_program(last, shared)
+    parts.append(Segment("head and loss", 1, tuple(last.steps), x, loss, (logits,) if logits else ()))
+    return tuple(parts)
