@@ -1,5 +1,5 @@
 """Widgets of chapter 4, one module each: this one is imported by name, and brings them all."""
 
-from lmlib.book.widgets import resources_formats
+from lmlib.book.widgets import resources_formats, resources_roofline
 
-__all__ = ["resources_formats"]
+__all__ = ["resources_formats", "resources_roofline"]

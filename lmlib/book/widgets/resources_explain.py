@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 from lmlib.book.declare import InputError, LedgerTable, Term
 from lmlib.resources.ledger import Ledger
-from lmlib.resources.units import ArgumentError
+from lmlib.resources.ledger import Term as LibraryTerm
+from lmlib.resources.units import ArgumentError, Number
 
 CHAPTER = "../chapters/04_resources.html"
 _UNITS = {"bytes": "B", "seconds": "s", "bytes/token": "B/token", "joules": "J", "watts": "W"}
@@ -31,20 +32,27 @@ def refused_beside(fields: Collection[str], aliases: Mapping[str, str]) -> Itera
 
 def explained(ledger: Ledger, caption: str, anchor: str, total: str = "") -> LedgerTable:
     """A ledger to open term by term; every term links to the section that derives it."""
-    return LedgerTable(caption, terms(ledger, anchor), total or f"{ledger.name[:1].upper()}{ledger.name[1:]}")
+    terms = [_explained(" · ".join(path), term, anchor) for path, term in ledger.terms()]
+    return LedgerTable(caption, terms, total or f"{ledger.name[:1].upper()}{ledger.name[1:]}")
 
 
-def terms(ledger: Ledger, anchor: str) -> list[Term]:
-    """The ledger's terms, largest groups named before them, with the section that derives them."""
-    return [
-        Term(
-            " · ".join(path),
-            term.formula,
-            term.numbers,
-            term.value,
-            _UNITS.get(term.unit, term.unit),
-            term.source,
-            section(anchor),
-        )
-        for path, term in ledger.terms()
-    ]
+def steps(caption: str, anchor: str, *terms: LibraryTerm) -> LedgerTable:
+    """Terms that explain one another and are not added up."""
+    return LedgerTable(caption, [_explained(term.name, term, anchor) for term in terms])
+
+
+def _explained(name: str, term: LibraryTerm, anchor: str) -> Term:
+    return Term(
+        name,
+        term.formula,
+        term.numbers,
+        plain(term.value),
+        _UNITS.get(term.unit, term.unit),
+        term.source,
+        section(anchor),
+    )
+
+
+def plain(value: Number) -> int | float:
+    """An int as it is, anything else to ten digits: the last ones of a power depend on the machine's libm."""
+    return value if isinstance(value, int) else float(f"{float(value):.10g}")
