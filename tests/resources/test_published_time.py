@@ -44,7 +44,7 @@ def test_llama3_405b_gpu_hours():
     ("convention", "teraflops", "percent"), [("megatron", 432, 43.73), ("causal", 385, 38.94)]
 )
 def test_deepseek_v3_mfu(convention, teraflops, percent):
-    """272.80B tokens a day on 2,048 H800s, sequences of 4,096: within 0.4 %, as its F/token is not printed."""
+    """272.80B tokens a day on 2,048 H800s, length 4,096: within 0.5 %; F/token is not printed."""
     term = mfu(load("deepseek-v3"), 272.80e9 / 86_400, 4096, device("h800"), 2048, convention=convention)
     assert 100 * float(term.value) == pytest.approx(percent, rel=0.005)
     # The two printed columns agree with each other to the last digit for the data sheet's peak.

@@ -194,8 +194,8 @@ def _plot(roof: Roof, device: Device, others: list[Operation]) -> Plot:
     return Plot(
         "The roofline",
         f"Attainable FLOP/s over intensity on {device.title}: rising to "
-        f"{readable(peak, 'FLOP/s')} at the ridge of {ridge:.4g} FLOPs/B, flat beyond. This operation is at {intensity:.4g} FLOPs/B and reaches "
-        f"{readable(reached, 'FLOP/s')}.",
+        f"{readable(peak, 'FLOP/s')} at the ridge of {ridge:.4g} FLOPs/B, flat beyond. "
+        f"This operation is at {intensity:.4g} FLOPs/B and reaches {readable(reached, 'FLOP/s')}.",
         data,
         {
             "xaxis": {"type": "log", "title": {"text": "Intensity (FLOPs/B)"}},
