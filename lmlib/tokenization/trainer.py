@@ -1,9 +1,10 @@
 """Training byte-level BPE: count the pretokens once, then merge, touching only what a merge changes.
 
 The naive trainer (`naive.train`) recounts every pair after every merge. This one learns the same merges with
-three ideas: each distinct pretoken is kept once with its count; an index from pair to words finds the few
-words that a merge changes; and a heap of pairs, whose outdated entries are corrected when they come up, finds
-the next pair without looking at all of them.
+four ideas: each distinct pretoken is kept once with its count; an index from pair to words finds the few
+words that a merge changes; words are strings of one character a token, so that C code replaces a pair; and a
+heap of the frequent pairs, whose outdated entries are corrected when they come up, finds the next pair
+without looking at all of them.
 
 Sennrich, Haddow and Birch (2016), section 3.2, for BPE on words; Radford et al. (2019), section 2.2, on
 bytes.
@@ -12,11 +13,13 @@ bytes.
 import gc
 import heapq
 import os
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,12 @@ from tqdm.auto import tqdm
 
 from lmlib.tokenization import fast
 from lmlib.tokenization.counting import Source, count_pretokens, sources_of
-from lmlib.tokenization.merging import Pair
 from lmlib.tokenization.patterns import pretokenizer
 from lmlib.tokenization.tokenizer import Implementation, Tokenizer, check_specials
 
 Merge = tuple[bytes, bytes]
 
+_EDGE = chr(256)  # no byte; the tokens that merges make are the characters after it
 _INVERTED = bytes(255 - byte for byte in range(256))
 
 
@@ -125,80 +128,105 @@ def learn_merges(
     """The first n_merges merges of a corpus, given how often each of its words (pretokens) occurs.
 
     progress: is called with the number of merges learned so far.
+
+    While it learns, a token is one character and a word a string of them, so that C code finds and replaces
+    a pair; `_EDGE` at both ends gives every pair two neighbours. Raises ValueError if n_merges is larger than
+    the number of characters that Python has for new tokens, 1,113,855.
     """
-    sequences = [list(word) for word in words]
-    frequency = list(words.values())
-    tokens = [bytes([byte]) for byte in range(256)]
-    order = [_descending(token) for token in tokens]
-    counts: defaultdict[Pair, int] = defaultdict(int)
-    # The words in which a pair occurs, or once did: a merge finds nothing to do there, which is cheaper than
-    # keeping the lists exact.
-    found_in: defaultdict[Pair, list[int]] = defaultdict(list)
-    for word, ids in enumerate(sequences):
-        for pair in pairwise(ids):
-            counts[pair] += frequency[word]
+    if n_merges > sys.maxunicode - ord(_EDGE):
+        raise ValueError(f"n_merges must be at most {sys.maxunicode - ord(_EDGE):,}, got {n_merges:,}")
+    texts = [_EDGE + word.decode("latin-1") + _EDGE for word in words]
+    times = list(words.values()).__getitem__
+    # The words in which a pair occurs, or once did, one entry an occurrence: a merge finds nothing to do in
+    # some, which is cheaper than keeping the lists exact.
+    found_in: defaultdict[str, list[int]] = defaultdict(list)
+    for word, text in enumerate(texts):
+        for pair in map(add, text[1:-2], text[2:-1]):
             found_in[pair].append(word)
-    heap = [(-count, order[a], order[b], (a, b)) for (a, b), count in counts.items()]
-    heapq.heapify(heap)
+    counts = {pair: sum(map(times, occurrences)) for pair, occurrences in found_in.items()}
+    frequent = _Frequent(counts)
+    token = {chr(byte): bytes([byte]) for byte in range(256)}
     merges: list[Merge] = []
-    while heap and len(merges) < n_merges:
-        negative, first, second, pair = heapq.heappop(heap)
-        count = counts[pair]
-        if count != -negative:  # outdated: counts only fall once all words of a new pair are known
-            if count:
-                heapq.heappush(heap, (-count, first, second, pair))
-            continue
-        left, right = pair
-        new = len(tokens)
-        tokens.append(tokens[left] + tokens[right])
-        order.append(_descending(tokens[new]))
-        merges.append((tokens[left], tokens[right]))
-        fresh: set[Pair] = set()
-        for word in found_in.pop(pair):
-            _merge_in_word(sequences[word], left, right, new, word, frequency[word], counts, found_in, fresh)
-        del counts[pair]
-        for made in fresh:
-            if counts[made]:
-                heapq.heappush(heap, (-counts[made], order[made[0]], order[made[1]], made))
+    while len(merges) < n_merges and (best := frequent.pop()):
+        left, right = best[0], best[1]
+        new = chr(ord(_EDGE) + 1 + len(merges))
+        merges.append((token[left], token[right]))
+        token[new] = token[left] + token[right]
+        frequent.add_token(new, token[new])
+        before, after = _replace(texts, found_in.pop(best), best, new)
+        # First what follows: where two merged pairs touch, what precedes corrects it.
+        changes = [(right + other, new + other, places) for other, places in after.items()]
+        changes += [(other + left, other + new, places) for other, places in before.items()]
+        for gone, made, places in changes:
+            count = sum(map(times, places))
+            counts[gone] -= count
+            counts[made] = count
+            found_in[made] = places
+            frequent.push(made)
+        del counts[best]
         progress(len(merges))
     return merges
 
 
-def _merge_in_word(
-    ids: list[int],
-    left: int,
-    right: int,
-    new: int,
-    word: int,
-    frequency: int,
-    counts: defaultdict[Pair, int],
-    found_in: defaultdict[Pair, list[int]],
-    fresh: set[Pair],
-) -> None:
-    """Replaces left, right by new wherever they stand in the word; corrects the counts of the neighbours."""
-    at = 0
-    try:
-        while True:
-            at = ids.index(left, at)
-            if ids[at + 1] == right:  # at the word's end: IndexError, nothing more to do
-                ids[at : at + 2] = (new,)
-                if at:
-                    before = ids[at - 1]
-                    counts[before, left] -= frequency
-                    pair = before, new
-                    counts[pair] += frequency
-                    found_in[pair].append(word)
-                    fresh.add(pair)
-                if at + 1 < len(ids):
-                    after = ids[at + 1]
-                    counts[right, after] -= frequency
-                    pair = new, after
-                    counts[pair] += frequency
-                    found_in[pair].append(word)
-                    fresh.add(pair)
-            at += 1
-    except (ValueError, IndexError):
-        return
+def _replace(
+    texts: list[str], words: list[int], pair: str, new: str
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Replaces the pair by the new token in these words.
+
+    Returns what stood before and after the pair when, from left to right, its turn came: neighbour -> words,
+    one entry an occurrence.
+    """
+    before: defaultdict[str, list[int]] = defaultdict(list)
+    after: defaultdict[str, list[int]] = defaultdict(list)
+    for word in dict.fromkeys(words):
+        if pair in texts[word]:
+            parts = texts[word].split(pair)
+            texts[word] = new.join(parts)
+            for head, tail in pairwise(parts):
+                before[head[-1] if head else new].append(word)
+                after[tail[0] if tail else pair[0]].append(word)
+    before.pop(_EDGE, None)
+    after.pop(_EDGE, None)
+    return before, after
+
+
+class _Frequent:
+    """Gives the most frequent pair first; of equals the lexicographically greatest pair of byte strings.
+
+    A heap of the pairs that occur at least `floor` times. Most pairs never do, and are never put in; when the
+    heap is empty the floor is halved. The count of a pair only falls, so an outdated entry comes up too early
+    and never too late: it is corrected then.
+    """
+
+    def __init__(self, counts: dict[str, int]) -> None:
+        self._counts = counts  # the caller's, kept up to date there
+        self._order = {chr(byte): _descending(bytes([byte])) for byte in range(256)}
+        self._floor = max(counts.values(), default=0) + 1
+        self._heap: list[tuple[int, str, str, str]] = []
+
+    def add_token(self, character: str, token: bytes) -> None:
+        self._order[character] = _descending(token)
+
+    def push(self, pair: str) -> None:
+        if self._counts[pair] >= self._floor:
+            heapq.heappush(self._heap, self._entry(pair))
+
+    def pop(self) -> str | None:
+        """The next pair; None if no pair is left."""
+        while self._heap or self._floor > 1:
+            if not self._heap:
+                self._floor //= 2
+                self._heap = [self._entry(pair) for pair, n in self._counts.items() if n >= self._floor]
+                heapq.heapify(self._heap)
+                continue
+            negative, _, _, pair = heapq.heappop(self._heap)
+            if self._counts[pair] == -negative:
+                return pair
+            self.push(pair)
+        return None
+
+    def _entry(self, pair: str) -> tuple[int, str, str, str]:
+        return -self._counts[pair], self._order[pair[0]], self._order[pair[1]], pair
 
 
 def _descending(token: bytes) -> str:
