@@ -22,8 +22,9 @@ Maker = Callable[[str, int, str, int], Document]  # (key, seed, split, index) ->
 def _story(key: str, seed: int, split: str, index: int) -> Document:
     dice = Dice(key)
     out: list[str] = []
-    Story(dice, out).tell()
-    return Document("".join(out)[1:], key, "story", -dice.bits)
+    story = Story(dice, out)
+    story.tell()
+    return Document("".join(out)[1:], key, "story", -dice.bits, story.ending())
 
 
 KINDS: dict[str, Maker] = {"story": _story}

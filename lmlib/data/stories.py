@@ -83,6 +83,20 @@ class Story:
             self.happen()
         self.close(goal)
 
+    def ending(self) -> dict[str, Any]:
+        """Labels of a story that has been told.
+
+        `people`: name -> where that person is after the last event, before the closing paragraph takes the
+        hero to the goal. `holders` and `lying`: each thing is in one of the two, as the closing paragraph
+        says; thing -> name of its holder, thing -> where it lies.
+        """
+        return {
+            "hero": self.hero.name,
+            "people": {actor.name: actor.place.at for actor in (*self.people, *self.gone)},
+            "holders": {item.name: item.holder.name for item in self.items if item.holder is not None},
+            "lying": {item.name: item.place.at for item in self.items if item.holder is None},
+        }
+
     # What sentences are made of
 
     def say(self, table: Table[str], **values: Any) -> None:
