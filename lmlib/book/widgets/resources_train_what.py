@@ -127,7 +127,8 @@ def _plot(flops: float, found: Sequence[Plan]) -> Plot:
     return Plot(
         "Loss of every split of this budget between parameters and tokens",
         f"Predicted loss over parameters at {readable(flops, 'FLOPs')}, by {len(LAWS)} laws. "
-        f"{middle.title} has its minimum at {readable(plain(best), 'parameters')}; beside it the curve is flat.",
+        f"{middle.title} has its minimum at {readable(plain(best), 'parameters')}; "
+        "beside it the curve is flat.",
         data,
         {
             "xaxis": {"type": "log", "title": {"text": "Parameters N"}, "exponentformat": "SI"},
