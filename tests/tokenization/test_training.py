@@ -171,6 +171,16 @@ def test_counts_beyond_32_bits() -> None:
     assert learn_merges({b"ab": 2**40, b"bc": 2**40 + 1}, 1) == [(b"b", b"c")]
 
 
+def test_one_long_word_is_not_visited_once_an_occurrence() -> None:
+    # 100,000 occurrences of a pair in one word: visiting it for each would take minutes.
+    assert learn_merges({b"ab" * 100_000 + b"c": 1}, 3) == [(b"a", b"b"), (b"ab", b"ab"), (b"abab", b"abab")]
+
+
+def test_more_merges_than_there_are_characters_is_refused() -> None:
+    with pytest.raises(ValueError, match="n_merges must be at most 1,113,855, got 1,113,856"):
+        learn_merges({b"ab": 1}, 1_113_856)
+
+
 def test_a_script_without_a_main_guard_can_use_workers(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
