@@ -135,3 +135,21 @@ def test_formulas_become_glyphs_and_mathml(lmsite: Any) -> None:
     css = setter.close()
     assert "mathjax/fonts/MathJax_Math-Italic.woff" in css
     assert setter.process is None
+
+
+def test_style_rules_that_no_page_can_match_are_dropped(lmsite: Any) -> None:
+    css = (
+        '@charset "UTF-8";.used{a:b}.unused{a:b}.used .unused{a:b}.unused,.used{c:d}p{e:f}'
+        "@media (min-width:1px){.unused{a:b}.used:not(.unused){g:h}}"
+        "@keyframes k{from{a:b}to{a:b}}.sm\\:used{a:b}.in-script{a:b}@font-face{f:g}"
+    )
+    assert lmsite.weight.pruned(css, {"used", "in-script"}) == (
+        '@charset "UTF-8";.used{a:b}.unused,.used{c:d}p{e:f}'
+        "@media (min-width:1px){.used:not(.unused){g:h}}"
+        "@keyframes k{from{a:b}to{a:b}}.in-script{a:b}@font-face{f:g}"
+    )
+
+
+def test_code_keeps_its_text_and_its_colours(lmsite: Any) -> None:
+    html = '<span class="n">a</span><span class="w"> </span><span class="o">+</span><span class="p">(</span>'
+    assert lmsite.weight.without_plain_spans(html) == 'a <span class="o">+</span>('
