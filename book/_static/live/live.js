@@ -179,7 +179,7 @@
 
     async wake() {
       this.dataset.state = "loading";
-      this.status.textContent = "Starting Python in the page; the answer below is for the values the book was built with.";
+      this.status.textContent = "Starting Python in the page; what is shown belongs to the values that the book was built with.";
       try { await widgets.start(); } catch (fault) { return this.fail(fault); }
       this.awake = true;
       this.since = undefined;  // the first answer is not charged with the start
