@@ -288,10 +288,13 @@ def _math(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tens
             build.unary(f"{name}: cast", x, build.tensor(f"{name} in fp32", 4, elements)) if c == 2 else x
         )
     made = [each for each in wide if c == 2]
-    if a.n_kv_heads != a.n_heads:
-        for place, name in ((1, "keys"), (2, "values")):
-            wide[place] = _repeat(build, a, name, wide[place], 4)
-            made.append(wide[place])
+    grouped = a.n_kv_heads != a.n_heads
+    if grouped:
+        wide[1] = _repeat(build, a, "keys", wide[1], 4)
+        made.append(wide[1])
+    if grouped or (c == 4 and build.symbols["batch"] > 1):  # batch and heads merge into one axis: a copy
+        wide[2] = _repeat(build, a, "values", wide[2], 4)
+        made.append(wide[2])
     scaled = []
     for place, name in ((0, "queries"), (1, "keys")):
         out = build.tensor(f"{name}, scaled in fp32", 4, QUERIES)

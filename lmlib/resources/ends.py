@@ -1,5 +1,7 @@
 """The ops before the first block and after the last: embeddings; final norm, head and loss."""
 
+from dataclasses import replace
+
 from lmlib.resources.parameters import NORM, Weight
 from lmlib.resources.program import Builder
 from lmlib.resources.tape import Op, Parameter, Tensor
@@ -59,27 +61,25 @@ def head_program(build: Builder, gradient: Tensor) -> tuple[Tensor, Tensor, Tens
     return x, loss, logits
 
 
-def _head(
-    build: Builder, hidden: Tensor, gradient: Tensor, tokens: str, joins: Tensor | None = None
-) -> Tensor:
-    """Logits of ``tokens`` tokens; the head's gradient goes to the embedding's if they are tied."""
-    stored = gradient if build.model.tied else build.parameter(build.weights["head"], product=False).made
+def _head(build: Builder, hidden: Tensor, parameter: Parameter, tokens: str) -> Tensor:
+    """Logits of ``tokens`` tokens."""
     product, cast = build.narrow(hidden, "head")
     logits = build.tensor("logits", build.compute, f"{tokens} * vocab_size")
-    parameters = [_head_parameter(build, stored, joins)]
+    parameters = [parameter]
     if "head.bias" in build.weights:
-        parameters.append(build.parameter(build.weights["head.bias"]))
+        parameters.append(build.parameter(build.weights["head.bias"], bias=True))
     build.op(Op("head", (product,), (logits,), (product,), tuple(parameters)))
     if cast:
         build.free(product)
     return logits
 
 
-def _head_parameter(build: Builder, stored: Tensor, joins: Tensor | None) -> Parameter:
-    if not build.profile.autocast:
-        return Parameter(stored)
-    full = build.parameter(build.weights["head"])
-    return Parameter(full.made, stored=stored, copy=full.copy, joins=joins)
+def _head_parameter(build: Builder, gradient: Tensor) -> Parameter:
+    """The head's weight; its gradient is the embedding's if they are tied."""
+    own = build.parameter(build.weights["head"])
+    if not build.model.tied:
+        return own
+    return replace(own, stored=gradient) if build.profile.autocast else Parameter(gradient)
 
 
 def _losses(build: Builder, logits: Tensor, tokens: str, holds: bool) -> Tensor:
@@ -104,13 +104,13 @@ def _losses(build: Builder, logits: Tensor, tokens: str, holds: bool) -> Tensor:
 
 
 def _cross_entropy(build: Builder, hidden: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-    logits = _head(build, hidden, gradient, "tokens")
+    logits = _head(build, hidden, _head_parameter(build, gradient), "tokens")
     holds = build.profile.holds_logits
     return _losses(build, logits, "tokens", holds), logits if holds else None
 
 
 def _fused(build: Builder, hidden: Tensor, gradient: Tensor) -> tuple[Tensor, None]:
-    logits = _head(build, hidden, gradient, "tokens")
+    logits = _head(build, hidden, _head_parameter(build, gradient), "tokens")
     loss = build.tensor("loss", 4, "1")
     build.op(Op("fused loss", (logits,), (loss,), (logits,), frees=(logits,), reuses=True))
     return loss, None
@@ -120,23 +120,24 @@ def _chunked(build: Builder, hidden: Tensor, gradient: Tensor) -> tuple[Tensor, 
     """Chunk by chunk, each a checkpoint; only views of the head's input are kept."""
     size = -(-build.symbols["tokens"] // build.profile.loss_chunks)
     build.symbols["chunk"] = size
-    joins = None
-    if build.profile.autocast:
-        stored = gradient if build.model.tied else build.parameter(build.weights["head"], product=False).made
+    parameter = _head_parameter(build, gradient)
+    if parameter.stored is not None:  # one cast for all chunks, so their gradients meet before the cast back
         joins = build.tensor("head, cast", 2, "vocab_size * d_model", kept=True)
-        build.op(Op("head: cast", (), (joins,), parameters=(Parameter(stored),)))
+        build.op(Op("head: cast", (), (joins,), parameters=(Parameter(parameter.stored),)))
+        parameter = replace(parameter, joins=joins)
     chunks = [
         build.tensor(f"chunk {number + 1} of the head's input", build.stream, "chunk * d_model", base=hidden)
         for number in range(-(-build.symbols["tokens"] // size))
     ]
     build.op(Op("chunks", (hidden,), tuple(chunks)))
+    targets = build.tensor("target ids", 8, "tokens", kept=True)
     total: Tensor | None = None
     for chunk in chunks:
         if hidden in build.wide:
             build.wide.add(chunk)
         build.begin()
-        loss = _losses(build, _head(build, chunk, gradient, "chunk", joins), "chunk", holds=False)
-        build.end((chunk,), (loss,))
+        loss = _losses(build, _head(build, chunk, parameter, "chunk"), "chunk", holds=False)
+        build.end((chunk, targets), (loss,))
         if total is None:
             total = loss
         else:

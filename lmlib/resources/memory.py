@@ -281,9 +281,7 @@ class _Step:
             kept -= played.kept
             marks.append((place, number, kept, stored))
             end = self._input_bytes(place) + self._held_by(number)
-            rows.append(
-                self._row("backward", name, played.backward, base, kept, stored, end + 0, played.stored)
-            )
+            rows.append(self._row("backward", name, played.backward, base, kept, stored, end, played.stored))
             kept += self._held_by(number)
             stored += played.stored
         rows.append(self._update(base, stored))
@@ -293,7 +291,7 @@ class _Step:
         return Timeline(tuple(rows), standing, alive, peak)
 
     def _held_by(self, number: int) -> int:
-        """Logits that Python still refers to once the head's backward pass is over."""
+        """What Python still refers to once the head's backward pass is over."""
         return self.held if number == len(self.parts) - 1 else 0
 
     def _input_bytes(self, place: int) -> int:
@@ -325,10 +323,10 @@ class _Step:
         )
 
     def _share(self, activations: int) -> int:
-        return ceil(Fraction(activations, self.shards.activations))
+        return -(-activations // self.shards.activations)
 
     def _gradient_share(self, gradients: int) -> int:
-        return ceil(Fraction(gradients, self.shards.gradients))
+        return -(-gradients // self.shards.gradients)
 
     def _update(self, base: int, stored: int) -> Row:
         """The optimizer's step: its state if this is the first one, and its scratch."""
@@ -359,14 +357,18 @@ class _Step:
             entries += self._states() if self.first_step else []
             if self.optimizer.scratch(self.trained, self.profile.parameter_bytes):
                 entries.append(derive("scratch of the update", "scratch", "bytes", scratch=self._scratch()))
-            entries += self._gradients(stored)
+            entries += [*self._gradients(stored), *self._logits()]
         else:
             entries += self._around(row, mark)
         known = sum(entry.value for entry in entries)
         rest = row.peak - known
         if rest:
-            entries.append(derive("rounding and sharing", "rest", "bytes", rest=rest))
+            entries.append(derive("rounding of shares and allocations", "rest", "bytes", rest=rest))
         return Ledger("alive at the peak", "bytes", tuple(entries))
+
+    def _logits(self) -> list[Term]:
+        """The loss, and the logits if the profile says so, to which Python still refers."""
+        return [derive("loss and logits that Python holds", "held", "bytes", held=self.held)]
 
     def _gradients(self, stored: int) -> list[Term]:
         if not stored:

@@ -83,8 +83,8 @@ class Builder:
         self.op(Op(name, (x, y), (out,), passes=True))
         return out
 
-    def parameter(self, weight: Weight, product: bool = True) -> Parameter:
-        """The gradient of a weight; those of products are cast under autocast."""
+    def parameter(self, weight: Weight, product: bool = True, bias: bool = False) -> Parameter:
+        """The gradient of a weight; those of products are cast under autocast, which keeps no bias."""
         stored = self.profile.parameter_bytes
         made = self.compute if product else stored
         gradient = self.sized(weight.name, f"{made} * {weight.stored}", weight.values)
@@ -94,6 +94,7 @@ class Builder:
             gradient,
             stored=self.sized(weight.name, f"{stored} * {weight.stored}", weight.values),
             copy=self.sized(f"cast of {weight.name}", f"{made} * {weight.stored}", weight.values),
+            keeps_copy=not bias,
         )
 
     def narrow(self, x: Tensor, name: str) -> tuple[Tensor, bool]:
@@ -109,7 +110,9 @@ class Builder:
         product, cast = self.narrow(x, name)
         out = self.tensor(out_name or f"{name} output", self.compute, elements)
         used = tuple(
-            self.parameter(self.weights[each]) for each in (name, f"{name}.bias") if each in self.weights
+            self.parameter(self.weights[each], bias=each != name)
+            for each in (name, f"{name}.bias")
+            if each in self.weights
         )
         self.op(Op(name, (product,), (out,), (product,), used))
         if cast:

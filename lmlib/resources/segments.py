@@ -41,7 +41,11 @@ class Played:
 
 @dataclass(frozen=True)
 class Segment:
-    """``count`` equal stretches of the program, of which one is described."""
+    """``count`` equal stretches of the program, of which one is described.
+
+    ``held`` stays with Python when the segment is over; gradients in ``stored`` are there already when its
+    backward pass comes.
+    """
 
     name: str
     count: int
@@ -49,6 +53,7 @@ class Segment:
     source: Tensor | None
     output: Tensor
     held: tuple[Tensor, ...] = ()
+    stored: tuple[Tensor, ...] = ()
 
     def saved(self) -> list[Tensor]:
         """Storages that autograd keeps for the backward pass, each once, in the order they were saved."""
@@ -56,20 +61,22 @@ class Segment:
         for step in self.steps:
             tensors: Sequence[Tensor] = step.inputs if isinstance(step, Checkpoint) else step.saves
             if isinstance(step, Op):
-                tensors = (*tensors, *(each.copy for each in step.parameters if each.copy is not None))
+                tensors = (*tensors, *(copy for each in step.parameters for copy in each.kept_copies))
             found |= dict.fromkeys(tensor.storage for tensor in tensors)
         return list(found)
 
     def play(self, granule: int, accumulates: bool, snapshot_at: int | None = None) -> tuple[Played, Run]:
         """Run the segment forward and backward."""
         run = Run(accumulates=accumulates, granule=granule, snapshot_at=snapshot_at)
+        run.stored |= set(self.stored)
         if self.source is not None:
             run.hold(self.source)
         run.forward(self.steps)
         forward_end, forward = run.alive, tuple(run.moments)
         if self.source is not None:
             run.release(self.source)
-        run.release(self.output)
+        if self.output not in self.held:
+            run.release(self.output)
         kept_forward = run.alive
         run.leave_autocast()
         kept = run.alive
@@ -105,7 +112,7 @@ def segments(model: Model, profile: Profile, batch_size: int, context_length: in
 
     first, shared = builder(), embedding_gradient(builder())
     start = embedding_program(first, shared)
-    parts = [Segment("embedding", 1, tuple(first.steps), None, start)]
+    parts = [Segment("embedding", 1, tuple(first.steps), None, start, (), (shared,) if model.tied else ())]
     for number, (layer, count) in enumerate(model.groups):
         build = builder()
         x, y = layer_program(build, layer, rotary=not model.learned_positions)
@@ -113,5 +120,6 @@ def segments(model: Model, profile: Profile, batch_size: int, context_length: in
         parts.append(Segment(name, count, tuple(build.steps), x, y))
     last = builder()
     x, loss, logits = head_program(last, shared)
-    parts.append(Segment("head and loss", 1, tuple(last.steps), x, loss, (logits,) if logits else ()))
+    held = (loss,) if logits is None else (loss, logits)
+    parts.append(Segment("head and loss", 1, tuple(last.steps), x, loss, held))
     return tuple(parts)

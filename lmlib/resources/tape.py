@@ -10,6 +10,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +38,20 @@ class Parameter:
     """The gradient of one weight: ``made`` by the op, then ``stored`` in another type if they differ.
 
     ``copy``: the narrower copy of the weight that autocast makes, or None. ``joins``: where several ops share
-    one copy, the tensor at which their gradients meet before they are stored.
+    one copy, the tensor at which their gradients meet before they are stored. ``keeps_copy``: whether
+    autograd keeps it; a bias's copy goes when autocast ends.
     """
 
     made: Tensor
     stored: Tensor | None = None
     copy: Tensor | None = None
     joins: Tensor | None = None
+    keeps_copy: bool = True
+
+    @property
+    def kept_copies(self) -> tuple[Tensor, ...]:
+        """The copy, if autograd keeps it for the backward pass."""
+        return (self.copy,) if self.copy is not None and self.keeps_copy else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +114,12 @@ class Run:
         accumulates: gradients of parameters are there already, and are added to.
         granule: an allocation takes a multiple of this many bytes.
         snapshot_at: number of the moment at which ``snapshot`` is to hold all that is alive.
+
+    ``sums_in_place``: PyTorch adds a second gradient to the first where nobody else refers to it, but not
+    while a TorchDispatchMode watches (torch/csrc/autograd/input_buffer.cpp).
     """
+
+    sums_in_place: ClassVar[bool] = True
 
     accumulates: bool = False
     granule: int = 1
@@ -190,8 +203,8 @@ class Run:
         for tensor in op.saves:
             self.hold(tensor)
         for parameter in op.parameters:
-            if parameter.copy is not None:
-                self.hold(parameter.copy)
+            for copy in parameter.kept_copies:
+                self.hold(copy)
 
     def backward(self, steps: Sequence[Step]) -> None:
         """Play steps backward; the gradients of their outputs must be in ``gradients``."""
@@ -227,7 +240,7 @@ class Run:
         """Whatever Python still held when recomputation stopped is let go; saved tensors stay."""
         saved: dict[Tensor, int] = {}
         for op in step.ops[: last + 1]:
-            copies = (each.copy for each in op.parameters if each.copy is not None)
+            copies = (copy for each in op.parameters for copy in each.kept_copies)
             for tensor in (*op.saves, *copies):
                 saved[tensor.storage] = saved.get(tensor.storage, 0) + 1
         for storage in list(self.references):
@@ -248,8 +261,8 @@ class Run:
         for tensor in (*op.backward_scratch, *arriving, *op.saves):
             self.release(tensor)
         for parameter in op.parameters:
-            if parameter.copy is not None:
-                self.release(parameter.copy)
+            for copy in parameter.kept_copies:
+                self.release(copy)
         for tensor, gradient in outgoing:
             self._accumulate(tensor, gradient, op.name)
         for parameter, gradient in made:
@@ -269,7 +282,7 @@ class Run:
         there = self.gradients.get(tensor)
         if there is None:
             self.gradients[tensor] = gradient
-        elif self.references[there] == 1:  # added in place
+        elif self.sums_in_place and self.references[there] == 1:
             self.release(gradient)
         else:
             total = like(tensor, "gradient of")
@@ -293,6 +306,11 @@ class Run:
         if not self.accumulates and key not in self.stored:
             self.stored.add(key)
             self.stored_bytes += self.taken(gradient)
+        elif not self.accumulates and not self.sums_in_place:
+            total = like(key, "gradient of")
+            self.hold(total)
+            self.mark(name)
+            self.release(total)
         self.release(gradient)
 
 
