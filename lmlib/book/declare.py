@@ -93,7 +93,7 @@ class Number(_Input):
             raise InputError(self.name, _sentence(f"{refused}. Allowed is {self.allowed()}")) from None
         if self.integer and exact.denominator != 1:
             raise InputError(self.name, f"A whole number is needed here, {self.allowed()}.")
-        if not self.minimum <= exact <= self.maximum:
+        if not _as_typed(self.minimum) <= exact <= _as_typed(self.maximum):
             raise InputError(self.name, f"{grouped(exact)} is not allowed. Allowed is {self.allowed()}.")
         return int(exact) if self.integer else float(exact)
 
@@ -211,6 +211,11 @@ class Toggle(_Input):
 
 
 Input = Number | Choice | Text | Toggle
+
+
+def _as_typed(bound: Exact) -> Exact:
+    """A bound as it reads: the float 0.001 is a little more than 1/1000, which may be typed."""
+    return Fraction(repr(bound)) if isinstance(bound, float) else bound
 
 
 def _number(raw: object) -> Exact:

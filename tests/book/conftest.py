@@ -2,10 +2,12 @@
 
 import functools
 import http.server
+import math
 import random
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,44 @@ def ask_worker() -> Callable[[Any, str, list[dict[str, str]]], list[str]]:
 def random_texts() -> Callable[[Widget, random.Random], dict[str, str]]:
     """``random_texts(widget, chance)``: random entries of a form, mostly good, sometimes refused."""
     return _random_texts
+
+
+@pytest.fixture
+def random_plan() -> Callable[[Widget, random.Random], dict[str, str]]:
+    """``random_plan(widget, chance)``: entries near a start, some far off, some nonsense."""
+    return _random_plan
+
+
+def _random_plan(widget: Widget, chance: random.Random) -> dict[str, str]:
+    texts = {name: widget.input(name).text(value) for name, value in widget.defaults().items()}
+    for one in widget.inputs:
+        if isinstance(one, Choice) and chance.random() < 0.6:
+            value = chance.choice(one.options)[0]
+            filled = {name: widget.input(name).text(to) for name, to in one.presets.get(value, {}).items()}
+            texts |= {one.name: value, **filled}
+        elif isinstance(one, Toggle) and chance.random() < 0.3:
+            texts[one.name] = chance.choice(["true", "false"])
+        elif isinstance(one, Text) and chance.random() < 0.3:
+            texts[one.name] = chance.choice(
+                ["", "{", "[1]", '{"model_type": "bert"}', '{"model_type": "llama"}']
+            )
+        elif isinstance(one, Number) and chance.random() < 0.25:
+            texts[one.name] = _random_number(one, chance)
+    if "dp" in texts and chance.random() < 0.8:
+        texts["n_devices"] = str(math.prod(_whole(texts[name]) for name in ("dp", "tp", "pp", "cp")))
+    return texts
+
+
+def _random_number(one: Number, chance: random.Random) -> str:
+    near = Fraction(one.default) * chance.choice([Fraction(1, 4), Fraction(1, 2), 2, 4, 8]) or Fraction(1)
+    kept = min(max(near, Fraction(one.minimum)), Fraction(one.maximum))
+    good = str(int(kept)) if one.integer else repr(float(kept))
+    odd = [one.text(one.minimum), one.text(one.maximum), "7", "-1", "1.5", "nonsense", "", str(2**70)]
+    return good if chance.random() < 0.8 else chance.choice(odd)
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isdigit() else 1
 
 
 def _random_texts(widget: Widget, chance: random.Random) -> dict[str, str]:

@@ -27,7 +27,13 @@ def refused_beside(fields: Collection[str], aliases: Mapping[str, str]) -> Itera
     except ArgumentError as refused:
         field = aliases.get(refused.field, refused.field)
         message = refused.message if field in known else f"{refused.field}: {refused.message}"
-        raise InputError(field if field in known else "", f"{message[:1].upper()}{message[1:]}.") from None
+        raise InputError(field if field in known else "", _sentence(message)) from None
+
+
+def _sentence(message: str) -> str:
+    """With a full stop, and a capital unless it starts with a name of the form."""
+    plain_start = message.startswith(("must ", "there ", "needs ", "is "))
+    return f"{message[:1].upper() if plain_start else message[:1]}{message[1:]}."
 
 
 def explained(ledger: Ledger, caption: str, anchor: str, total: str = "") -> LedgerTable:

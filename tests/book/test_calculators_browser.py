@@ -1,0 +1,77 @@
+"""The calculators of chapter 4 in headless Chromium: in time for the largest model, and as in Python."""
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lmlib.book import forms
+from lmlib.book.declare import Widget, get
+
+pytestmark = pytest.mark.browser
+
+SLACK = 4  # the machine that tests may be busy; the page says 50 ms
+N_INPUTS = {
+    "roofline": 167,
+    "how-long": 167,
+    "serve": 167,
+    "train-what": 167,
+    "layout": 166,
+    "does-it-fit": 166,
+}
+# What is typed, one entry at a time, after the model (or the start that brings it) was chosen.
+TYPED: dict[str, tuple[dict[str, str], list[tuple[str, str]]]] = {
+    "roofline": ({"start": "attention-train"}, [("keys", "16384"), ("batch", "2"), ("batch", "4")]),
+    "how-long": (
+        {"model": "deepseek-v3"},
+        [("tokens", "14.8T"), ("n_devices", "2048"), ("pue", "1.1")],
+    ),
+    "serve": ({"model": "deepseek-v3"}, [("n_devices", "16"), ("batch", "64"), ("context_length", "4096")]),
+    "train-what": (
+        {"start": "llama-3-405b"},
+        [("flops", "1e25"), ("flops", "2e24"), ("flops", "1e20")],
+    ),
+    "layout": ({"start": "deepseek-v3"}, [("microbatches", "128"), ("micro_batch", "2"), ("latency", "5")]),
+    "does-it-fit": (
+        {"model": "deepseek-v3"},
+        [("n_devices", "2048"), ("context_length", "4096"), ("n_devices", "1024")],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", N_INPUTS)
+def test_page_and_python_agree_on_a_thousand_random_entries(
+    visit: Callable[..., Any],
+    ask_worker: Callable[..., list[str]],
+    random_plan: Callable[[Widget, random.Random], dict[str, str]],
+    what: str,
+) -> None:
+    assert sum(N_INPUTS.values()) == 1000
+    name, chance = f"resources/{what}", random.Random(5)
+    entries = [random_plan(get(name), chance) for _ in range(N_INPUTS[what])]
+    good = 0
+    for entry, answer in zip(entries, ask_worker(visit(name), name, entries), strict=True):
+        assert json.loads(answer) == json.loads(forms.answer(name, json.dumps(entry))), entry
+        good += json.loads(answer)["ok"]
+    assert len(entries) // 6 < good < len(entries)
+
+
+@pytest.mark.parametrize("what", TYPED)
+def test_every_calculator_answers_in_time_for_the_largest_model(visit: Callable[..., Any], what: str) -> None:
+    page = visit(f"resources/{what}")
+    chosen, typed = TYPED[what]
+
+    def enter(name: str, act: Callable[[Any], Any]) -> float:
+        before = int(page.get_attribute("lm-widget", "data-answers") or 0)
+        act(page.locator(f"lm-widget [name={name}]"))
+        page.wait_for_function(f"+document.querySelector('lm-widget').dataset.answers > {before}")
+        page.wait_for_function("!document.querySelector('lm-widget').busy")
+        return float(page.get_attribute("lm-widget", "data-ms"))
+
+    times = [enter(name, lambda at, value=value: at.select_option(value)) for name, value in chosen.items()]
+    times += [enter(name, lambda at, value=value: at.fill(value)) for name, value in typed]
+    assert page.locator(".lm-error:not([hidden])").count() == 0
+    print(f"{what}: ms", times)
+    assert sorted(times)[len(times) // 2] < 50 * SLACK
