@@ -16,6 +16,7 @@ import pytest
 
 from lmlib.book import forms, page_files
 from lmlib.book.declare import Choice, Number, Text, Toggle, Widget, registered
+from lmlib.book.pipeline.site import install_scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 PYODIDE = ROOT / "book" / "node_modules" / "pyodide"
@@ -29,8 +30,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Widgets</t
 @pytest.fixture(scope="session")
 def live_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the site: what the page needs, and one page for each widget, named after it."""
-    if not PYODIDE.is_dir():
-        pytest.skip("no Pyodide: run `npm ci` in the folder book/, or `make book`")
+    install_scripts(ROOT)
     folder = tmp_path_factory.mktemp("live")
     shutil.copytree(ROOT / "book" / "_static" / "live", folder / "_static" / "live")
     shutil.copytree(PYODIDE, folder / "_static" / "pyodide")
