@@ -14,6 +14,7 @@ from lmlib.data.dice import Dice
 from lmlib.data.document import Document
 from lmlib.data.splits import check_stream
 from lmlib.data.stories import Story
+from lmlib.data.tasks import arithmetic, fact, preference, question
 from lmlib.data.web import web_page
 
 Maker = Callable[[str, int, str, int], Document]  # (key, seed, split, index) -> document
@@ -27,7 +28,14 @@ def _story(key: str, seed: int, split: str, index: int) -> Document:
     return Document("".join(out)[1:], key, "story", -dice.bits, story.ending())
 
 
-KINDS: dict[str, Maker] = {"story": _story, "web": web_page}
+KINDS: dict[str, Maker] = {
+    "story": _story,
+    "web": web_page,
+    "fact": fact,
+    "question": question,
+    "arithmetic": arithmetic,
+    "preference": preference,
+}
 
 
 @dataclass(frozen=True)
