@@ -13,6 +13,7 @@ _PLACES = {
     "MicroWorld": "microworld",
     "load": "sources",
     "micro_world": "microworld",
+    "planted_duplicates": "web",
 }
 
 __all__ = sorted(_PLACES)

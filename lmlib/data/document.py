@@ -11,8 +11,8 @@ class Document:
     """A text with what is known about it.
 
     `id` names it within its corpus. `log2_probability` is the logarithm of the probability with which the
-    micro-world's generator makes exactly these choices (minus the bits that the document carries); None for
-    text that nobody generated. `labels` holds the truth about it: answers, planted duplicates, splits' keys.
+    micro-world's generator makes exactly these choices (minus the bits that the document carries); None
+    where that is not known. `labels` holds the truth about it: answers, planted duplicates, splits' keys.
     """
 
     text: str

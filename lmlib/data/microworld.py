@@ -12,9 +12,10 @@ from itertools import count, islice
 
 from lmlib.data.dice import Dice
 from lmlib.data.document import Document
+from lmlib.data.splits import check_stream
 from lmlib.data.stories import Story
-
-SPLITS = ("train", "valid", "test")
+from lmlib.data.tasks import arithmetic, fact, preference, question
+from lmlib.data.web import web_page
 
 Maker = Callable[[str, int, str, int], Document]  # (key, seed, split, index) -> document
 
@@ -27,7 +28,14 @@ def _story(key: str, seed: int, split: str, index: int) -> Document:
     return Document("".join(out)[1:], key, "story", -dice.bits, story.ending())
 
 
-KINDS: dict[str, Maker] = {"story": _story}
+KINDS: dict[str, Maker] = {
+    "story": _story,
+    "web": web_page,
+    "fact": fact,
+    "question": question,
+    "arithmetic": arithmetic,
+    "preference": preference,
+}
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,7 @@ class MicroWorld:
     shard: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
-        if self.split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        check_stream(self.seed, self.split)
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         for name in ("n_documents", "n_bytes"):

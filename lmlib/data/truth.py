@@ -24,11 +24,15 @@ def bits_per_byte(
 
     An upper bound of the entropy: some long stories can be told in more than one way (of two searched with
     `surprisal`, one was worth 259.2 bits where its choices cost 261.8, the other exactly its choices).
+
+    Raises ValueError for a kind whose documents have no known probability, and for no documents.
     """
     bits = 0.0
     size = 0
     for document in micro_world(seed, split=split, kind=kind, n_documents=n_documents):
-        bits -= document.log2_probability or 0.0
+        if document.log2_probability is None:
+            raise ValueError(f"kind must be one whose probability is known, got {kind!r}")
+        bits -= document.log2_probability
         size += len(document.text.encode())
     if not size:
         raise ValueError(f"n_documents must be at least 1, got {n_documents}")
