@@ -13,6 +13,7 @@ _PLACES = {
     "MicroWorld": "microworld",
     "load": "sources",
     "micro_world": "microworld",
+    "overlaps": "contamination",
     "planted_duplicates": "web",
 }
 
