@@ -71,7 +71,7 @@ _LONGEST_CONTRACTION = 3  # characters of 'll, 've, 're
 
 # Characters that are pretokenized together. So few, because a block that is all ASCII goes through `re`
 # alone, and one accent anywhere in it decides for the slower way.
-BLOCK = 1 << 10
+BLOCK = 1 << 11
 
 
 @dataclass(frozen=True)

@@ -363,7 +363,9 @@ class Tokenizer:
         return array("I", ids).tobytes()
 
     def _encode_chunk(self, chunk: str) -> bytes:
-        return b"".join(map(self._words.__getitem__, self._pretokenizer.pretokens(chunk)))
+        cut = self._pretokenizer
+        pretokens = cut.ascii_pretokens(chunk) if chunk.isascii() else cut.pretokens(chunk)
+        return b"".join(map(self._words.__getitem__, pretokens))
 
     def _encode(self, text: str) -> bytes:
         """Ids of ordinary text, four bytes each: joining bytes is faster than collecting integers."""
