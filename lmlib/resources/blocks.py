@@ -215,7 +215,8 @@ def _core(
 def _flash(
     build: Builder, a: Attention | LatentAttention, q: Tensor, k: Tensor, v: Tensor, mixed: str
 ) -> Tensor:
-    out = build.tensor("attention output", build.compute, mixed)
+    heads_first = _heads_first(build, a)
+    out = build.tensor(f"attention output{' by head' if heads_first else ''}", build.compute, mixed)
     sums = build.tensor("log of softmax sums", 4, "tokens * n_heads")
     scratch: tuple[Tensor, ...] = ()
     if build.profile.device == "cuda":
@@ -239,7 +240,28 @@ def _flash(
             backward_scratch=scratch,
         )
     )
-    return out
+    if not heads_first:
+        return out
+    beside = build.tensor("attention output", build.compute, mixed)
+    build.unary("heads side by side", out, beside, passes=True)
+    build.free(out)
+    return beside
+
+
+def _heads_first(build: Builder, a: Attention | LatentAttention) -> bool:
+    """Whether heads come before tokens in the queries' memory, so that the output has to be copied.
+
+    CUDA's fused RMSNorm writes its output contiguous, and flash attention gives its output the queries'
+    layout. Every other way leaves queries as the projection wrote them, token by token.
+    """
+    profile = build.profile
+    return (
+        isinstance(a, Attention)
+        and a.qk_norm == "head"
+        and profile.device == "cuda"
+        and profile.norm == "fused"
+        and build.model.norm != "layernorm"
+    )
 
 
 def _repeat(build: Builder, a: Attention, name: str, x: Tensor, width: int) -> Tensor:

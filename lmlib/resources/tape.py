@@ -116,7 +116,9 @@ class Run:
         snapshot_at: number of the moment at which ``snapshot`` is to hold all that is alive.
 
     ``sums_in_place``: PyTorch adds a second gradient to the first where nobody else refers to it, but not
-    while a TorchDispatchMode watches (torch/csrc/autograd/input_buffer.cpp).
+    while a TorchDispatchMode watches (torch/csrc/autograd/input_buffer.cpp). A product's gradient for its
+    weight is a transposed view, whose base autograd refers to as well: the first sum of such ``views`` is a
+    new tensor, and the later ones are added to it (``summed``).
     """
 
     sums_in_place: ClassVar[bool] = True
@@ -130,6 +132,8 @@ class Run:
     gradients: dict[Tensor, Tensor] = field(default_factory=dict)
     stored: set[Tensor] = field(default_factory=set)
     stored_bytes: int = 0
+    views: set[Tensor] = field(default_factory=set)
+    summed: set[Tensor] = field(default_factory=set)
     casts: list[Tensor] = field(default_factory=list)
     snapshot: tuple[Tensor, ...] = ()
     phase: str = "forward"
@@ -282,18 +286,20 @@ class Run:
         there = self.gradients.get(tensor)
         if there is None:
             self.gradients[tensor] = gradient
-        elif self.sums_in_place and self.references[there] == 1:
+        elif self.sums_in_place and self.references[there] == 1 and there not in self.views:
             self.release(gradient)
         else:
             total = like(tensor, "gradient of")
             self.hold(total)
             self.mark(name)
             self.gradients[tensor] = total
+            self.views.discard(there)
             self.release(there)
             self.release(gradient)
 
     def _store(self, parameter: Parameter, gradient: Tensor, name: str) -> None:
         if parameter.joins is not None:
+            self.views.add(gradient)
             self._accumulate(parameter.joins, gradient, name)
             return
         if parameter.stored is not None:
@@ -306,7 +312,8 @@ class Run:
         if not self.accumulates and key not in self.stored:
             self.stored.add(key)
             self.stored_bytes += self.taken(gradient)
-        elif not self.accumulates and not self.sums_in_place:
+        elif not self.accumulates and not (self.sums_in_place and key in self.summed):
+            self.summed.add(key)
             total = like(key, "gradient of")
             self.hold(total)
             self.mark(name)

@@ -61,8 +61,8 @@ class _FusedNorm(torch.autograd.Function):
 
 def fused_norm(x: Tensor, weight: Tensor) -> Tensor:
     """RMSNorm in one kernel, which keeps x and 4 bytes a row."""
-    if x.is_cuda:
-        return F.rms_norm(x, (x.shape[-1],), weight, EPS)
+    if x.is_cuda:  # the kernel wants one type; autocast brings 16-bit heads to a norm with fp32 weights
+        return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), EPS)
     return _FusedNorm.apply(x, weight)
 
 

@@ -64,6 +64,8 @@ CASES = (
     _case("gpt2", 8, 1024, precision="fp32", attention="math"),
     _case("qwen3-0.6b", 4, 2048),
     _case("qwen3-0.6b", 2, 4096, precision="autocast", recompute="full"),
+    _case("qwen3-0.6b", 4, 4096, loss="chunked"),
+    _case("qwen3-0.6b", 4, 4096, precision="autocast", loss="chunked"),
     _case("gpt2-large", 4, 1024, precision="autocast"),
     _case("llama3.2-1b", 4, 2048),
     _case("llama3.2-1b", 1, 8192, precision="autocast"),
@@ -185,7 +187,7 @@ def measure(case: Case, device: str, tiny: bool) -> dict[str, Any]:
         timeline = memory(model, profile, Optimizer(), case.batch_size, case.context_length)
         found["predicted"] = {
             "peak": timeline.peak,
-            "standing": timeline.rows[0].start,
+            "standing": int(timeline.standing.total),
             "at": timeline.at.to_json(),
         }
         step = prepare(case, model, profile)
