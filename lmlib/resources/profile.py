@@ -48,7 +48,9 @@ class Profile:
             every layer, of which only the input is kept (Korthikanti et al. 2022, arXiv:2205.05198).
             ``torch.utils.checkpoint`` with ``use_reentrant=False`` is meant.
         device: ``cuda`` has one-byte dropout masks, statistics of LayerNorm in fp32, the scratch space of
-            its kernels, and PyTorch's caching allocator.
+            its kernels, and PyTorch's caching allocator: every request is rounded up to 512 bytes. What is
+            not modelled is the rest of up to 1 MiB that it leaves on a block instead of splitting it off;
+            on an H200 that was at most 0.8 % of the peak (`book/results/h200/memory.json`), for small models.
         workspace_bytes: scratch that libraries keep for good on ``cuda``.
 
     Raises:
