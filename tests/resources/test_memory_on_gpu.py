@@ -11,7 +11,7 @@ RECORD = record("h200", "memory")
 MEASURED = {each["name"]: Case(**each["case"]) for each in RECORD.about["cases"] if "error" not in each}
 
 # The allocator does not split a rest of up to 1 MiB off a block: it counts as allocated, and depends on what
-# was freed before. Weights of a few MiB each, as GPT-2 has them, carry this much of it (measured: 3.2, 1.1 %).
+# was freed before. Weights of a few MiB each, as GPT-2 has them, carry this much of it (here 3.2 and 1.1 %).
 RESTS = {"gpt2": 0.035, "gpt2-large": 0.012}
 
 

@@ -27,7 +27,7 @@ from lmlib.book.measure.reference import Reference, precision
 from lmlib.book.measure.trackers import LiveBytes
 from lmlib.book.records import parse
 from lmlib.resources.memory import memory
-from lmlib.resources.model import Model
+from lmlib.resources.model import Attention, Model
 from lmlib.resources.optimizer import Optimizer
 from lmlib.resources.presets import load
 from lmlib.resources.profile import Profile
@@ -87,10 +87,11 @@ def described(case: Case, device: str, tiny: bool) -> tuple[Model, Profile]:
     """The model and profile of a case; ``tiny`` narrows the model to what a CPU trains in a second."""
     model = load(case.model)
     if tiny:
-        attention = replace(model.layers[0].attention, n_heads=4, n_kv_heads=2, head_dim=16)
-        if model.norm == "layernorm":
-            attention = replace(attention, n_kv_heads=4)
-        layer = replace(model.layers[0], attention=attention, mlp=replace(model.layers[0].mlp, d_ff=128))
+        layer = model.layers[0]
+        assert isinstance(layer.attention, Attention)
+        grouped = layer.attention.n_kv_heads < layer.attention.n_heads
+        attention = replace(layer.attention, n_heads=4, n_kv_heads=2 if grouped else 4, head_dim=16)
+        layer = replace(layer, attention=attention, mlp=replace(layer.mlp, d_ff=128))
         model = replace(model, d_model=64, vocab_size=512, layers=(layer,) * 2)
     return model, Profile(**case.profile, device=device)
 
