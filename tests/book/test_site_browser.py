@@ -187,7 +187,8 @@ def test_a_wrong_address_leads_back_from_any_depth(open_page: Callable[..., Any]
     assert answer.status == 404
     page.wait_for_function("document.getElementById('home').href.endsWith('/book/index.html')")
     assert "/chapters/no/such/page.html" in page.locator("main").inner_text()
-    page.console_errors.clear()  # the wrong address itself, and the folders that were asked for the root
     page.locator("#home").click()
     page.wait_for_url("**/book/index.html")
     assert page.locator("h1").inner_text().startswith("Language Models, Live")
+    # The wrong address itself, and the folders that were asked for the root, are logged, sooner or later.
+    page.console_errors[:] = [error for error in page.console_errors if "(Not Found)" not in error]
