@@ -80,6 +80,8 @@ def test_text_stands_out_from_its_ground(
     for address in addresses(built_site):
         page.goto(address)
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
+        # Colours that fade in are judged once they are there.
+        page.evaluate("Promise.allSettled(document.getAnimations().map(each => each.finished)).then(() => 0)")
         assert page.evaluate(TOO_FAINT) == {}, address
 
 
