@@ -1,0 +1,201 @@
+"""What every kernel needs: where it can run, one import of Triton, and one way to become a PyTorch operator.
+
+- With a CUDA GPU kernels are compiled. Without one, where Triton can be imported, they run under its
+  interpreter on CPU tensors (slowly: it proves the arithmetic). Without Triton each public function computes
+  its plain PyTorch reference. A variable ``TRITON_INTERPRET`` that the user has set is left alone.
+- Kernel modules import ``tl`` and ``triton`` from here, so that the variable is set before any decorator
+  runs, and so that they can be imported where there is no Triton.
+- ``Operator`` gives one forward and one backward two doors: ``torch.autograd.Function`` when run eagerly,
+  since it costs a few microseconds, and a ``torch.library`` custom operator under ``torch.compile``, which
+  keeps it in the graph whole.
+"""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+HAVE_TRITON = importlib.util.find_spec("triton") is not None
+HAVE_GPU = torch.cuda.is_available()
+
+if HAVE_TRITON and not HAVE_GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+INTERPRETED = HAVE_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+"""True where kernels run under Triton's interpreter."""
+
+UPCAST = INTERPRETED
+"""Pass as ``UPCAST: tl.constexpr`` to kernels with ``tl.dot``, and cast 16-bit operands to float32 where it
+is true: the interpreter multiplies the raw bits of bfloat16 (triton-lang/triton#11584), silently wrong."""
+
+if TYPE_CHECKING or HAVE_TRITON:
+    import triton
+    import triton.language as tl
+else:
+
+    class _Missing:
+        """Stands for Triton where it is missing: decorators do nothing, ``constexpr`` is an annotation."""
+
+        constexpr = Any
+
+        @staticmethod
+        def jit(function: Callable[..., Any] | None = None, **_: Any) -> Any:
+            return function if function is not None else lambda decorated: decorated
+
+    triton = tl = _Missing
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What kernels compute on; everything else (float64, integers, complex) goes to the reference."""
+
+MIN_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16
+LIBRARY = "lmlib"
+
+_INTERPRETED_SM_COUNT = 2  # few programs: the interpreter's cost follows their number
+_INTERPRETED_L2_BYTES = 50 * 2**20
+
+
+@functools.cache
+def _capable(index: int) -> bool:
+    return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Whether Triton kernels can run on these tensors; ``None`` entries are ignored.
+
+    They can where Triton is there, all tensors are float32, bfloat16 or float16, and all are on one GPU of
+    compute capability 8.0 or newer, or all on the CPU with the interpreter on.
+    """
+    present = [tensor for tensor in tensors if tensor is not None]
+    if not HAVE_TRITON or not present:
+        return False
+    device = present[0].device
+    if any(tensor.device != device or tensor.dtype not in DTYPES for tensor in present):
+        return False
+    if device.type == "cuda":
+        return not INTERPRETED and _capable(device.index or 0)
+    return device.type == "cpu" and INTERPRETED
+
+
+def next_power_of_2(n: int) -> int:
+    """Smallest power of two that is at least ``n`` (1 for 0)."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    """``a / b``, rounded up."""
+    return -(-a // b)
+
+
+def triton_dtype(dtype: torch.dtype) -> Any:
+    """``tl.bfloat16`` for ``torch.bfloat16``, and so on."""
+    return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+@functools.cache
+def _properties(index: int) -> Any:
+    return torch.cuda.get_device_properties(index)
+
+
+def sm_count(device: torch.device) -> int:
+    """Streaming multiprocessors of the GPU; 2 on the CPU, so that the interpreter has little to do."""
+    if device.type != "cuda":
+        return _INTERPRETED_SM_COUNT
+    return int(_properties(device.index or 0).multi_processor_count)
+
+
+def l2_bytes(device: torch.device) -> int:
+    """Size of the GPU's L2 cache in bytes; 50 MiB, an H100's, on the CPU."""
+    if device.type != "cuda":
+        return _INTERPRETED_L2_BYTES
+    return int(_properties(device.index or 0).L2_cache_size)
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of the GPU, (9, 0) for Hopper; (0, 0) on the CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """``x`` as (rows, last axis), unit stride along the last axis: a view where strides allow, else a copy.
+
+    The kernels take a row stride, so slices such as the halves of a fused projection cost no copy.
+    """
+    columns = x.shape[-1]
+    if x.dim() != 2:
+        x = x.reshape(x.numel() // columns if columns else 0, columns)
+    return x if x.stride(-1) == 1 or columns <= 1 else x.contiguous()
+
+
+def is_aligned(*tensors: Tensor, bytes_: int = 16) -> bool:
+    """Whether each row of each (rows, columns) tensor starts on a multiple of ``bytes_``."""
+    return all(
+        t.data_ptr() % bytes_ == 0 and (t.shape[0] <= 1 or t.stride(0) * t.element_size() % bytes_ == 0)
+        for t in tensors
+    )
+
+
+def _plain(value: Any) -> bool:
+    return not isinstance(value, Tensor) or type(value) in (Tensor, torch.nn.Parameter)
+
+
+def _on_device(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current GPU: make the tensors' GPU the current one."""
+
+    @functools.wraps(launch)
+    def launched(*args: Any) -> Any:
+        if not HAVE_GPU or torch.cuda.device_count() == 1:
+            return launch(*args)
+        tensor = next(arg for arg in args if isinstance(arg, Tensor))
+        if not tensor.is_cuda:
+            return launch(*args)
+        with torch.cuda.device(tensor.device):
+            return launch(*args)
+
+    return launched
+
+
+class Operator:
+    """One function with a kernel inside, callable eagerly and under ``torch.compile``.
+
+    Args:
+        name: becomes ``torch.ops.lmlib.<name>``.
+        forward: launches the kernel; annotated with Tensor, float, int, bool and ``Tensor | None``, which
+            becomes the operator's schema. It returns fresh tensors, never an input or a view of one.
+        fake: same arguments; returns empty tensors of the right shape, dtype and strides.
+        setup: ``setup(ctx, inputs, output)`` saves what the backward needs. ``None``: not differentiable.
+        backward: ``backward(ctx, *grads)`` returns one gradient (or None) for each input. Kernels in it are
+            called through an ``Operator`` of their own, so that a compiled backward can keep them too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        forward: Callable[..., Any],
+        fake: Callable[..., Any],
+        setup: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+    ) -> None:
+        self.launch = _on_device(forward)
+        definition = torch.library.custom_op(f"{LIBRARY}::{name}", self.launch, mutates_args=())
+        definition.register_fake(fake)
+        self.function: Any = None
+        if setup is not None and backward is not None:
+            definition.register_autograd(backward, setup_context=setup)
+            members = {
+                "forward": staticmethod(self.launch),
+                "setup_context": staticmethod(setup),
+                # The kernels are not differentiable twice: an error, not a wrong number.
+                "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
+            }
+            self.function = type(name, (torch.autograd.Function,), members)
+        self.operator = getattr(getattr(torch.ops, LIBRARY), name)
+
+    def __call__(self, *args: Any) -> Any:
+        # Compiling, and tracing of a backward (whose tensors are subclasses), must see an operator.
+        if torch.compiler.is_compiling() or not all(map(_plain, args)):
+            return self.operator(*args)
+        return self.launch(*args) if self.function is None else self.function.apply(*args)
