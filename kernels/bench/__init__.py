@@ -1,0 +1,1 @@
+"""Correctness first, then time: every kernel beside its peers on the same machine in the same run."""
