@@ -1,0 +1,55 @@
+"""The feed-forward block: two matrices and an activation, or three with a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lmlib.architecture.config import GATED, ModelConfig
+from lmlib.architecture.switch import kernel
+
+
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": _relu2,
+}
+
+
+def gating(config: ModelConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """act(gate) × up for the configuration's activation (Shazeer 2020, arXiv:2002.05202)."""
+    if config.mlp == "swiglu" and config.kernels == "triton":
+        return kernel("swiglu")
+    act = ACTIVATIONS[GATED.get(config.mlp, config.mlp)]
+    return lambda gate, up: act(gate) * up
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))), or down(act(gate(x)) × up(x)) with gate and up stored as one matrix."""
+
+    def __init__(self, config: ModelConfig, d_ff: int | None = None, gated: bool | None = None) -> None:
+        super().__init__()
+        d_ff = config.d_ff if d_ff is None else d_ff
+        self.gated = config.gated if gated is None else gated
+        if self.gated:
+            self.gate_up_proj = nn.Linear(config.d_model, 2 * d_ff, bias=config.bias)
+            self.gate = gating(config)
+        else:
+            self.up_proj = nn.Linear(config.d_model, d_ff, bias=config.bias)
+            self.act = ACTIVATIONS[config.mlp]
+        self.down_proj = nn.Linear(d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        if self.gated:
+            return self.down_proj(self.gate(*self.gate_up_proj(x).chunk(2, -1)))
+        return self.down_proj(self.act(self.up_proj(x)))

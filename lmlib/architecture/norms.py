@@ -1,0 +1,73 @@
+"""RMSNorm and LayerNorm: statistics in fp32 whatever the input's type, the result in the input's type."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lmlib.architecture.config import ModelConfig
+from lmlib.architecture.switch import kernel
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in fp32, or in float64 if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) × weight over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, width: int, eps: float, kernels: str) -> None:
+        super().__init__()
+        self.eps, self.kernels = eps, kernels
+        self.weight = nn.Parameter(torch.ones(width))
+        self.fused = kernel("rms_norm") if kernels == "triton" else None
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        if self.fused is not None:
+            return self.fused(x, self.weight, self.eps)
+        if self.kernels == "sdpa":
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        h = wide(x)
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        return (h * self.weight).to(x.dtype)
+
+    def after_sum(self, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of ``x + branch``, and that sum, in one kernel where there is one."""
+        if self.fused is not None:
+            return self.fused(branch, self.weight, self.eps, residual=x)
+        x = x + branch
+        return self(x), x
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std × weight + bias over the last axis (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def __init__(self, width: int, eps: float, kernels: str) -> None:
+        super().__init__()
+        self.eps, self.kernels = eps, kernels
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        if self.kernels != "eager":
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            # Under autocast layer_norm answers in fp32, and the stream's type should stay.
+            return F.layer_norm(x, weight.shape, weight, bias, self.eps).to(x.dtype)
+        h = wide(x)
+        h = h - h.mean(-1, keepdim=True)
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        return (h * self.weight + self.bias).to(x.dtype)
+
+    def after_sum(self, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of ``x + branch``, and that sum."""
+        x = x + branch
+        return self(x), x
+
+
+def make_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    """The norm of the residual stream that the configuration asks for."""
+    kind = RMSNorm if config.norm == "rmsnorm" else LayerNorm
+    return kind(config.d_model, config.norm_eps, config.kernels)
