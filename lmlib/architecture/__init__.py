@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lmlib.architecture.cache import KVCache
     from lmlib.architecture.config import MLAConfig, ModelConfig, MoEConfig, RopeScaling
     from lmlib.architecture.generation import generate
+    from lmlib.architecture.huggingface import load_pretrained, save_pretrained
     from lmlib.architecture.model import TransformerLM
 
 _PLACES = {
@@ -26,6 +27,8 @@ _PLACES = {
     "RopeScaling": "config",
     "TransformerLM": "model",
     "generate": "generation",
+    "load_pretrained": "huggingface",
+    "save_pretrained": "huggingface",
 }
 
 __all__ = [
@@ -36,6 +39,8 @@ __all__ = [
     "RopeScaling",
     "TransformerLM",
     "generate",
+    "load_pretrained",
+    "save_pretrained",
 ]
 
 

@@ -369,7 +369,8 @@ class ModelConfig:
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with ``changes``; what was derived before, and is not given now, is derived anew."""
-        return dataclasses.replace(self, **(dict.fromkeys(self.derived) | changes))
+        anew: dict[str, Any] = dict.fromkeys(self.derived)
+        return dataclasses.replace(self, **(anew | changes))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, derived ones too, as what JSON can hold."""

@@ -165,8 +165,8 @@ class TransformerLM(nn.Module):
 
     def auxiliary_loss(self) -> Float[Tensor, ""]:
         """Sum of the MoE layers' balance and z-losses in the last forward pass, weighted; 0 without MoE."""
-        losses = [block.mlp.router.loss for block in self.blocks if isinstance(block.mlp, MixtureOfExperts)]
-        losses = [loss for loss in losses if loss is not None]
+        routers = [block.mlp.router for block in self.blocks if isinstance(block.mlp, MixtureOfExperts)]
+        losses = [router.loss for router in routers if router.loss is not None]
         return torch.stack(losses).sum() if losses else self.embedding.weight.new_zeros(())
 
     def update_router_biases(self, rate: float = 1e-3) -> None:

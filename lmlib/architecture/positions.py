@@ -22,7 +22,7 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, (T, K/2) or (B, T, K/2)
 
 def frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[Tensor, " half"]:
     """Radians per token of each pair: theta^(-2i/dim) (Su et al. 2021, arXiv:2104.09864, section 3.2.2)."""
-    plain = theta ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    plain = 1 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if scaling is None:
         return plain
     if scaling.kind == "linear":
@@ -32,10 +32,11 @@ def frequencies(dim: int, theta: float, scaling: RopeScaling | None = None) -> F
 
 def _llama3(plain: Tensor, scaling: RopeScaling) -> Tensor:
     """Keep what turns often within the original context, divide what hardly turns, ramp between."""
-    turns = (scaling.original_context_length or 1) * plain / (2 * math.pi)
+    wavelength = 2 * math.pi / plain
+    turns = (scaling.original_context_length or 1) / wavelength
     span = scaling.high_freq_factor - scaling.low_freq_factor
     kept = ((turns - scaling.low_freq_factor) / span).clamp(0, 1)
-    return plain * (kept + (1 - kept) / scaling.factor)
+    return kept * plain + (1 - kept) * plain / scaling.factor
 
 
 def _yarn(plain: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
@@ -50,7 +51,7 @@ def _yarn(plain: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
     high = min(math.ceil(index(scaling.beta_slow)), 2 * half - 1)
     ramp = (torch.arange(half, dtype=torch.float32) - low) / max(high - low, 0.001)
     kept = 1 - ramp.clamp(0, 1)
-    return plain * (kept + (1 - kept) / scaling.factor)
+    return kept * plain + (1 - kept) * plain / scaling.factor
 
 
 class Rotary(nn.Module):
