@@ -65,7 +65,12 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """Gated feed-forward blocks side by side, each with the tokens that were sent to it."""
+    """Gated feed-forward blocks side by side, each with the tokens that were sent to it.
+
+    Tokens are sorted by expert. In bf16, one grouped product then does all experts at once; in other types,
+    which PyTorch's does not take, they go one by one, or under ``torch.compile``, which wants shapes that do
+    not depend on data, every expert sees every token and most results are multiplied with zero.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -74,25 +79,39 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * d_ff, D))
         self.down_proj = nn.Parameter(torch.empty(E, D, d_ff))
         self.gate = gating(config)
+        capable = not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0)
+        self.aligned = hasattr(F, "grouped_mm") and capable and D % 8 == d_ff % 8 == 0  # rows of 16 bytes
 
     def forward(
         self, x: Float[Tensor, "N D"], weights: Float[Tensor, "N k"], chosen: Int[Tensor, "N k"]
     ) -> Float[Tensor, "N D"]:
-        if torch.compiler.is_compiling():
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        grouped = self.aligned and x.dtype == torch.bfloat16
+        if torch.compiler.is_compiling() and not grouped:
             return self._everywhere(x, weights, chosen)
-        order = chosen.flatten().argsort(stable=True)  # places of (token, choice), expert by expert
-        token = order // chosen.shape[1]
-        counts = chosen.flatten().bincount(minlength=len(self.gate_up_proj)).tolist()
-        parts = [self._one(e, part) for e, part in enumerate(x[token].split(counts)) if len(part)]
-        out = torch.cat(parts) * weights.flatten()[order, None].to(parts[0].dtype)
-        return torch.zeros_like(x, dtype=out.dtype).index_add(0, token, out)
+        place = chosen.flatten().argsort(stable=True)  # of (token, choice), expert by expert
+        token = place // chosen.shape[1]
+        counts = F.one_hot(chosen.flatten(), len(self.gate_up_proj)).sum(0)
+        out = (self._grouped if grouped else self._one_by_one)(x[token], counts)
+        out = out * weights.flatten()[place, None].to(out.dtype)
+        return torch.zeros_like(x).index_add(0, token, out)
+
+    def _grouped(self, x: Tensor, counts: Tensor) -> Tensor:
+        ends = counts.cumsum(0, dtype=torch.int32)
+        gate_up, down = self.gate_up_proj.to(x.dtype), self.down_proj.to(x.dtype)
+        gate, up = F.grouped_mm(x, gate_up.transpose(-2, -1), offs=ends).chunk(2, -1)
+        return F.grouped_mm(self.gate(gate, up), down.transpose(-2, -1), offs=ends)
+
+    def _one_by_one(self, x: Tensor, counts: Tensor) -> Tensor:
+        parts = x.split(counts.tolist())
+        return torch.cat([self._one(expert, part) for expert, part in enumerate(parts) if len(part)])
 
     def _one(self, expert: int, x: Tensor) -> Tensor:
         gate, up = F.linear(x, self.gate_up_proj[expert]).chunk(2, -1)
         return F.linear(self.gate(gate, up), self.down_proj[expert])
 
     def _everywhere(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """Every expert on every token, most of it times zero: dear, but of one shape for a compiler."""
         mix = x.new_zeros(len(x), len(self.gate_up_proj)).scatter(1, chosen, weights.to(x.dtype))
         out = torch.zeros_like(x)
         for expert in range(len(self.gate_up_proj)):
