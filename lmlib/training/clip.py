@@ -1,0 +1,41 @@
+"""Clipping the gradient to a global norm (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1)."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lmlib.resources.units import check_number
+
+EPSILON = 1e-6  # PyTorch's: a gradient of zero is not divided by zero
+
+
+def global_norm(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
+    """The 2-norm of all values together, in fp32 or better; 0 for no tensors."""
+    tensors = list(tensors)
+    if not tensors:
+        return torch.zeros(())
+    norms = torch._foreach_norm(tensors)
+    wide = [norm.to(torch.promote_types(norm.dtype, torch.float32)) for norm in norms]
+    return torch.linalg.vector_norm(torch.stack([norm.to(wide[0].device) for norm in wide]))
+
+
+@torch.no_grad()
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Float[Tensor, ""]:
+    """Scale all gradients in place so that their global norm is at most ``max_norm``; return what it was.
+
+    Nothing waits for a GPU: the factor stays a tensor, 1 where nothing is to be clipped. ``None`` only
+    measures.
+
+    Raises:
+        ArgumentError: for a norm that is not positive.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = global_norm(gradients)
+    if max_norm is not None:
+        check_number("max_norm", max_norm, 1e-30, 1e30)
+        factor = (max_norm / (norm + EPSILON)).clamp(max=1.0)
+        if gradients:
+            torch._foreach_mul_(gradients, factor.to(gradients[0].device))
+    return norm

@@ -1,0 +1,83 @@
+"""fp32 master weights for parameters in 16 bits, around any optimizer.
+
+Micikevicius et al. 2018, arXiv:1710.03740, section 3.1: an update that is small beside its weight is lost
+when it is added in 16 bits, and adds up when it is added in 32. The model computes with a rounded copy.
+"""
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Groups = list[dict[str, Any]]
+
+
+class MasterWeights(torch.optim.Optimizer):
+    """An optimizer over fp32 copies, whose results are rounded into the parameters after each step.
+
+    Args:
+        groups: parameter groups with the model's own parameters.
+        make: makes the optimizer proper from groups of the same options over the copies.
+    """
+
+    def __init__(self, groups: Groups, make: Callable[[Groups], torch.optim.Optimizer]) -> None:
+        self.parameters: list[Tensor] = list(chain.from_iterable(group["params"] for group in groups))
+        self.masters: list[Tensor] = [each.detach().to(torch.float32, copy=True) for each in self.parameters]
+        copies = iter(self.masters)
+        mirrored = [{**group, "params": [next(copies) for _ in group["params"]]} for group in groups]
+        self.inner = make(mirrored)
+        # Not super().__init__: groups and state are the inner optimizer's, and whoever sets the rate of a
+        # group sets it there.
+        self.param_groups = self.inner.param_groups
+        self.state = self.inner.state
+        self.defaults = self.inner.defaults
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Step in fp32, then round into the parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for parameter, copy in zip(self.parameters, self.masters, strict=True):
+            copy.grad = None if parameter.grad is None else parameter.grad.to(torch.float32)
+        self.inner.step()
+        for copy in self.masters:
+            copy.grad = None
+        torch._foreach_copy_(self.parameters, self.masters)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the parameters."""
+        for parameter in self.parameters:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's state, with each parameter's ``master`` beside its moments."""
+        document = self.inner.state_dict()
+        state = {key: dict(value) for key, value in document["state"].items()}
+        for index, copy in enumerate(self.masters):
+            state.setdefault(index, {})["master"] = copy
+        return {**document, "state": state}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state that ``state_dict`` gave, and round its masters into the parameters."""
+        state = {key: dict(value) for key, value in state_dict["state"].items()}
+        for index, copy in enumerate(self.masters):
+            copy.copy_(state[index].pop("master"))
+        self.inner.load_state_dict(
+            {**state_dict, "state": {key: value for key, value in state.items() if value}}
+        )
+        # load_state_dict makes new groups and a new state
+        self.param_groups = self.inner.param_groups
+        self.state = self.inner.state
+        torch._foreach_copy_(self.parameters, self.masters)
+
+    def __repr__(self) -> str:
+        return f"MasterWeights({self.inner!r})"
