@@ -395,7 +395,7 @@ class ModelConfig:
     def resources(self) -> Model:
         """The same model for ``lmlib.resources``: parameters, FLOPs, memory and time.
 
-        ``relu2`` counts as ``relu``; the embedding's ``Model.name`` is empty.
+        ``relu2`` counts as ``relu``: equal but for what autograd keeps.
         """
         layers = tuple(self._layer(i) for i in range(self.n_layers))
         return Model(

@@ -104,6 +104,8 @@ class TransformerLM(nn.Module):
         self._check(tokens, start, cache)
         if positions is None:
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        else:
+            self._check_positions(positions, tokens)
         x = self._embed(tokens, positions)
         rotation = None if self.rotary is None else self.rotary(positions)
         for layer, block in enumerate(self.blocks):
@@ -147,6 +149,19 @@ class TransformerLM(nn.Module):
             raise ValueError(f"tokens: {tokens.shape[1]} tokens{before} exceed {name} = {limit}")
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check_tokens(tokens)
+
+    def _check_positions(self, positions: Tensor, tokens: Tensor) -> None:
+        if tuple(positions.shape) not in (tuple(tokens.shape), tuple(tokens.shape[1:])):
+            shapes = f"{tuple(tokens.shape[1:])} or {tuple(tokens.shape)}"
+            raise ValueError(f"positions: must be of shape {shapes}, got {_say(positions)}")
+        if self.positions is None or positions.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        low, high = positions.aminmax()
+        if low < 0 or high >= self.config.context_length:
+            bad = int(low) if low < 0 else int(high)
+            raise ValueError(
+                f"positions: learned ones are from 0 to {self.config.context_length - 1}, got {bad}"
+            )
 
     def check_tokens(self, tokens: Int[Tensor, "B T"]) -> None:
         """Raise ValueError if an id is out of range. On a GPU this waits for the tokens to be computed."""

@@ -29,7 +29,8 @@ class RMSNorm(nn.Module):
         if self.fused is not None:
             return self.fused(x, self.weight, self.eps)
         if self.kernels == "sdpa":
-            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+            # Under autocast the fused norms may answer in fp32, and the input's type should stay.
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps).to(x.dtype)
         h = wide(x)
         h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
         return (h * self.weight).to(x.dtype)
@@ -54,7 +55,6 @@ class LayerNorm(nn.Module):
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         if self.kernels != "eager":
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            # Under autocast layer_norm answers in fp32, and the stream's type should stay.
             return F.layer_norm(x, weight.shape, weight, bias, self.eps).to(x.dtype)
         h = wide(x)
         h = h - h.mean(-1, keepdim=True)

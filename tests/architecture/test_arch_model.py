@@ -479,3 +479,11 @@ def test_a_full_cache_and_another_batch_are_refused() -> None:
         model(some_tokens(1, 3), cache)
     with pytest.raises(ValueError, match="max_length: must be from 1 to the model's context_length = 64"):
         KVCache(model.config, 65)
+
+
+def test_bad_positions_are_refused() -> None:
+    tokens = some_tokens(5)
+    with pytest.raises(ValueError, match=r"positions: must be of shape \(5,\) or \(2, 5\), got int64"):
+        build("llama")(tokens, positions=torch.arange(4))
+    with pytest.raises(ValueError, match="positions: learned ones are from 0 to 63, got 64"):
+        build("gpt2")(tokens, positions=torch.arange(60, 65))

@@ -1,0 +1,121 @@
+"""The switch to this book's kernels: each is called where it applies, and gives the same model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmlib.architecture import MLAConfig, ModelConfig, MoEConfig, TransformerLM
+from lmlib.architecture.attention import eager_attention
+from lmlib.architecture.positions import rotate
+
+BASE: dict[str, Any] = {"vocab_size": 50, "context_length": 64, "d_model": 32, "n_layers": 2, "n_heads": 4}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"n_kv_heads": 2, "qk_norm": True},
+    "window": {"window": 5, "window_pattern": "LG"},
+    "gpt2": {"norm": "layernorm", "position": "learned", "mlp": "gelu_tanh", "bias": True, "tied": True},
+    "mla": {"attention": "mla", "mla": MLAConfig(8, 6, 4, 10)},
+    "moe": {"moe": MoEConfig(4, 2, 16, n_shared=1)},
+    "soft-cap": {"attention_softcap": 5.0},
+}
+CALLS: Counter[str] = Counter()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | None = None) -> Any:
+    CALLS["rms_norm with residual" if residual is not None else "rms_norm"] += 1
+    total = x if residual is None else x + residual
+    out = F.rms_norm(total, weight.shape, weight, eps)
+    return out if residual is None else (out, total)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    CALLS["swiglu"] += 1
+    return F.silu(gate) * up
+
+
+def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    CALLS["rope"] += 1
+    assert q.shape[:2] == k.shape[:2]  # both (B, T, heads, K)
+    assert cos.shape == sin.shape
+    assert 2 * cos.shape[-1] == q.shape[-1]
+    return rotate(q, cos, sin), rotate(k, cos, sin)
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = True,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    CALLS["flash_attention"] += 1
+    assert causal
+    assert q.shape[2] == k.shape[2]
+    return eager_attention(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, window=window)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of the agreed signatures in plain PyTorch, which count their calls."""
+    import kernels
+
+    for function in (rms_norm, swiglu, rope, flash_attention):
+        monkeypatch.setitem(vars(kernels), function.__name__, function)
+    CALLS.clear()
+
+
+def models(name: str) -> tuple[TransformerLM, TransformerLM]:
+    pair = []
+    for kernels in ("sdpa", "triton"):
+        torch.manual_seed(0)
+        pair.append(TransformerLM(ModelConfig(**BASE, **CONFIGS[name], kernels=kernels)))
+    return pair[0], pair[1]
+
+
+def compare(name: str, rtol: float = 1e-4, atol: float = 2e-5) -> None:
+    """Logits, gradients, and decoding with a cache."""
+    tokens = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(3))
+    gradients = []
+    for model in (pair := models(name)):
+        logits = model(tokens)
+        logits.square().mean().backward()
+        gradients.append([logits, *(p.grad for p in model.parameters())])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+    with torch.no_grad():
+        cache = pair[1].new_cache()
+        parts = [pair[1](part, cache) for part in tokens.split([9, 1, 14], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), gradients[0][0], rtol=rtol, atol=atol)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_kernels_are_called_as_agreed(name: str) -> None:
+    compare(name)
+
+
+@pytest.mark.usefixtures("plain")
+def test_every_kernel_that_applies_is_called() -> None:
+    expected = {
+        "llama": {"rms_norm": 7, "rms_norm with residual": 2, "rope": 2, "swiglu": 2, "flash_attention": 2},
+        "gpt2": {"flash_attention": 2},
+        "soft-cap": {"rms_norm": 3, "rms_norm with residual": 2, "rope": 2, "swiglu": 2},
+        "mla": {"rms_norm": 5, "rms_norm with residual": 2, "rope": 2, "swiglu": 2, "flash_attention": 2},
+    }
+    for name, calls in expected.items():
+        CALLS.clear()
+        models(name)[1](torch.randint(50, (2, 24)))
+        assert calls == CALLS, name
+
+
+def test_a_kernel_that_is_missing_says_what_to_do() -> None:
+    from lmlib.architecture.switch import kernel
+
+    with pytest.raises(ImportError, match=r"needs kernels\.nothing; choose kernels=.sdpa."):
+        kernel("nothing")
