@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmlib.architecture.cache import KVCache
-    from lmlib.architecture.config import MLAConfig, ModelConfig, MoEConfig, RopeScaling
+    from lmlib.architecture.config import ModelConfig
     from lmlib.architecture.generation import generate
     from lmlib.architecture.huggingface import load_pretrained, save_pretrained
     from lmlib.architecture.model import TransformerLM
+    from lmlib.architecture.parts import MLAConfig, MoEConfig, RopeScaling
 
 _PLACES = {
     "KVCache": "cache",
-    "MLAConfig": "config",
-    "MoEConfig": "config",
+    "MLAConfig": "parts",
+    "MoEConfig": "parts",
     "ModelConfig": "config",
-    "RopeScaling": "config",
+    "RopeScaling": "parts",
     "TransformerLM": "model",
     "generate": "generation",
     "load_pretrained": "huggingface",

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lmlib.architecture.config import GATED, UNGATED, ModelConfig, MoEConfig, RopeScaling
+from lmlib.architecture.config import GATED, UNGATED, ModelConfig
+from lmlib.architecture.parts import MoEConfig, RopeScaling
 from lmlib.resources import config as sizes
 from lmlib.resources.model import MLP, Attention, Model, MoE
 from lmlib.resources.units import ArgumentError

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lmlib.architecture.config import ModelConfig, RopeScaling
+from lmlib.architecture.config import ModelConfig
 from lmlib.architecture.norms import wide
+from lmlib.architecture.parts import RopeScaling
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, (T, K/2) or (B, T, K/2)
 
