@@ -43,11 +43,13 @@ def cross_entropy(
     """
     _check(logits.shape[:-1], targets, reduction, z_loss)
     kept = targets != ignore_index
-    log_normaliser = _logsumexp(_wide(logits))
-    chosen = logits.gather(-1, targets.where(kept, 0).unsqueeze(-1)).squeeze(-1)
-    losses = log_normaliser - _wide(chosen)
+    logits = _wide(logits)
+    largest = logits.detach().amax(-1, keepdim=True)
+    shifted = logits - largest
+    log_sum = shifted.exp().sum(-1).log()
+    losses = log_sum - shifted.gather(-1, targets.where(kept, 0).unsqueeze(-1)).squeeze(-1)
     if z_loss:
-        losses = losses + z_loss * log_normaliser.square()
+        losses = losses + z_loss * (log_sum + largest.squeeze(-1)).square()
     return _reduce(losses.where(kept, 0.0), kept, reduction)
 
 
@@ -152,13 +154,15 @@ def _chunk(
         logits = softcap * squashed
     kept = targets != ignore_index
     index = targets.where(kept, 0).unsqueeze(-1)
-    log_normaliser = _logsumexp(logits)
-    losses = log_normaliser - logits.gather(-1, index).squeeze(-1)
+    largest = logits.amax(-1, keepdim=True)
+    shifted = logits - largest
+    log_sum = shifted.exp().sum(-1, keepdim=True).log()
+    losses = (log_sum - shifted.gather(-1, index)).squeeze(-1)
+    slope = (shifted - log_sum).exp()
     if z_loss:
-        losses = losses + z_loss * log_normaliser.square()
-    slope = torch.exp(logits - log_normaliser.unsqueeze(-1))
-    if z_loss:
-        slope = slope * (1 + 2 * z_loss * log_normaliser).unsqueeze(-1)
+        log_normaliser = log_sum + largest
+        losses = losses + z_loss * log_normaliser.square().squeeze(-1)
+        slope = slope * (1 + 2 * z_loss * log_normaliser)
     slope = slope.scatter_add(-1, index, torch.full_like(index, -1, dtype=slope.dtype))
     if softcap:
         slope = slope * (1 - squashed.square())
@@ -228,13 +232,6 @@ def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
 def _wide(values: Tensor) -> Tensor:
     """In fp32, or in fp64 if they are."""
     return values.to(_wide_dtype(values.dtype))
-
-
-def _logsumexp(logits: Tensor) -> Tensor:
-    """``log(sum(exp(logits)))`` over the last axis, without overflow."""
-    largest = logits.detach().amax(-1, keepdim=True)
-    largest = largest.where(largest.isfinite(), 0.0)  # a row of -inf has no largest to take out
-    return (logits - largest).exp().sum(-1).log() + largest.squeeze(-1)
 
 
 def _reduce(losses: Tensor, kept: Tensor, reduction: str) -> Tensor:

@@ -113,7 +113,7 @@ class Trainer:
         self._mark = (0, 0.0)  # step and seconds of the last line of the log
         self._norm = self._step_seconds = 0.0
         self._saved = self._evaluated = -1  # the steps of the last save and evaluation
-        self._saved_at = 0.0
+        self._saved_at = self._now = 0.0
         self._reader: ThreadPoolExecutor | None = None
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
 
@@ -209,15 +209,20 @@ class Trainer:
             (self.flops or 0.0) / settings.max_flops if settings.max_flops else 0.0,
         ]
         if settings.max_seconds:
-            shares.append(self.parallel.same(self.seconds) / settings.max_seconds)
+            shares.append(self._now / settings.max_seconds)
         return max(shares)
 
     def finished(self) -> bool:
         """Whether a limit is reached, or one of time would be passed by another step."""
         limit = self.settings.max_seconds
-        if limit and self.parallel.same(self.seconds + self._step_seconds) > limit:
+        if limit and self._now + self._step_seconds > limit:
             return True
         return self.progress() >= 1
+
+    def _tick(self) -> float:
+        """Read the clock: the main process's, so that all processes decide alike."""
+        self._now = self.parallel.same(self.seconds)
+        return self._now
 
     # -- training --------------------------------------------------------------------------------------------
 
@@ -230,11 +235,14 @@ class Trainer:
         """
         self._tell("start", self)
         self._watch.start()
-        self._saved_at = self.seconds
-        self._mark = (self.step, self.seconds)
+        self._saved_at = self._tick()
+        self._mark = (self.step, self._now)
         try:
+            timed = self.settings.max_seconds is not None or self.settings.save_seconds is not None
             while not self.finished():
                 self._advance()
+                if timed:  # asking for the time is an exchange between processes
+                    self._tick()
                 self._punctuate()
             self._look()
             if self._window:
@@ -285,7 +293,7 @@ class Trainer:
             return
         due = settings.save_every is not None and step % settings.save_every == 0
         if settings.save_seconds is not None:
-            due |= self.parallel.same(self.seconds - self._saved_at) >= settings.save_seconds
+            due |= self._now - self._saved_at >= settings.save_seconds
         if due:
             self.save()
 
@@ -313,7 +321,7 @@ class Trainer:
         return self.checkpoints.place(steps[-1]) if self.checkpoints and steps else None
 
     def _log(self) -> None:
-        seconds = self.seconds
+        seconds = self._tick()
         steps = self.step - self._mark[0]
         values: Values = {
             "loss": sum(self._window) / len(self._window),
@@ -454,7 +462,7 @@ class Trainer:
         self._look()
         metric = self.last.get("val_loss") if self._evaluated == self.step else None
         self.parallel.save(self.checkpoints, self.step, self._state(), metric, self.model, self.optimizer)
-        self._saved, self._saved_at = self.step, self.seconds
+        self._saved, self._saved_at = self.step, self._tick()
         return self.checkpoints.place(self.step)
 
     def _state(self) -> dict[str, Any]:
@@ -512,6 +520,7 @@ class Trainer:
         self.sampler.load_state_dict(state["sampler"])
         self.step, self.last = state["step"], state["last"]
         self._watch = Stopwatch(state["seconds"])
+        self._now = state["seconds"]
         self._window, self._pending = list(state["window"]), []
         self._saved = self.step if folder is None else -1
         self._evaluated = (
