@@ -34,7 +34,7 @@ def update(
     """One step for one tensor, in place; ``step`` counts from 1. All tensors have the weight's shape."""
     beta1, beta2 = betas
     weight.mul_(1 - lr * weight_decay)  # decoupled decay
-    mean.mul_(beta1).add_(gradient, alpha=1 - beta1)  # moving average of the gradient
+    mean.lerp_(gradient, 1 - beta1)  # moving average of the gradient
     square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)  # and of its square
     # Both averages start at 0 and are too small at first: divide by the weight that they have gathered.
     scale = math.sqrt(1 - beta2**step)

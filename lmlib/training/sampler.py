@@ -19,18 +19,18 @@ MODES = ("replacement", "epochs")
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mix(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
-    """Well-mixed 64-bit numbers, one for each value, different for each key."""
+def splitmix(places: NDArray[np.uint64], state: int) -> NDArray[np.uint64]:
+    """Numbers of the SplitMix64 sequence that starts from ``state``, at the given places from 0."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        x = (values + np.uint64(1)) * _GOLDEN + np.uint64(_avalanche(key))
+        x = (places + np.uint64(1)) * _GOLDEN + np.uint64(state)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
 
 
-def _avalanche(key: int) -> int:
-    x = (key * 0xD1342543DE82EF95 + 0x2545F4914F6CDD1D) % 2**64
-    return (x ^ (x >> 32)) * 0x9E3779B97F4A7C15 % 2**64
+def spread(key: int) -> int:
+    """A starting state from a small key, so that the sequences of neighbouring keys do not overlap."""
+    return int(splitmix(np.array([key], dtype=np.uint64), 0)[0]) ^ (key * 0xD1342543DE82EF95 % 2**64)
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Sampler:
         numbers = np.arange(first, first + count, dtype=np.uint64)
         if self.mode == "replacement":
             possible = np.uint64(self.n_tokens - self.length)
-            return (mix(numbers, self.seed) % possible).astype(np.int64)
+            return (splitmix(numbers, spread(self.seed)) % possible).astype(np.int64)
         per_epoch = self.windows_per_epoch
         epochs, places = np.divmod(numbers.astype(np.int64), per_epoch)
         found = np.empty(count, dtype=np.int64)
@@ -133,7 +133,7 @@ class Sampler:
 @lru_cache(maxsize=2)
 def _shuffled(seed: int, epoch: int, count: int, length: int, room: int) -> NDArray[np.int64]:
     """Starts of one epoch's windows in random order: sorted by a hash of their number."""
-    key = _avalanche(seed) ^ (epoch + 1)
-    offset = int(mix(np.array([2**63], dtype=np.uint64), key)[0] % np.uint64(room + 1))
-    order = np.argsort(mix(np.arange(count, dtype=np.uint64), key), kind="stable")
-    return order * length + offset
+    state = spread(spread(seed) ^ epoch)
+    drawn = splitmix(np.arange(count + 1, dtype=np.uint64), state)
+    offset = int(drawn[-1] % np.uint64(room + 1))
+    return np.argsort(drawn[:-1], kind="stable") * length + offset
