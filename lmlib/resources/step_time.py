@@ -1,0 +1,225 @@
+"""How long one training step takes under a layout: arithmetic, what is sent and not hidden, and the bubble.
+
+- Arithmetic is the FLOPs of the slowest stage over peak times ``efficiency``, which stands for everything
+  that a count of FLOPs cannot know: the speed of kernels, norms and other memory-bound work, launches.
+- What is sent takes alpha-beta time, see ``communication``. ``hidden`` says for each group which share of
+  it runs behind arithmetic; a layout's data parallel sums can, tensor parallel ones hardly do. No more is
+  hidden than there is arithmetic.
+- A pipeline idles ``(pp - 1) / (vpp * microbatches)`` of the time that its stages are busy with
+  micro-batches (Narayanan et al. 2021, arXiv:2104.04473, section 2.2). What is sent once a step is not
+  part of that.
+- The optimizer's update is left out: it reads and writes state at the speed of memory, a few milliseconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from lmlib.resources.communication import GROUPS, Traffic, communication
+from lmlib.resources.flops import training
+from lmlib.resources.hardware import Device
+from lmlib.resources.layout import Divided, Layout
+from lmlib.resources.ledger import Ledger, Term, derive
+from lmlib.resources.model import Model
+from lmlib.resources.parameters import group_names
+from lmlib.resources.timing import model_flops
+from lmlib.resources.units import Number, check_choice, check_number
+
+ONCE_A_STEP = ("dp", "edp", "embedding")
+_PIPELINE = "arXiv:2104.04473, section 2.2"
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One step: ``ledger`` adds up to its seconds; ``tokens`` are those of all ranks.
+
+    ``flops`` are those that a rank of the slowest ``stage`` computes, ``traffic`` is what it sends.
+    """
+
+    ledger: Ledger
+    stage: int
+    tokens: int
+    flops: Ledger
+    traffic: Traffic
+
+    @property
+    def seconds(self) -> Number:
+        """The whole step."""
+        return self.ledger.total
+
+    @property
+    def tokens_per_second(self) -> Term:
+        """Of all ranks."""
+        return derive(
+            "tokens a second", "tokens / step", "tokens/second", tokens=self.tokens, step=self.seconds
+        )
+
+    def mfu(self, model: Model, length: int, device: Device, *, convention: str, dtype: str = "") -> Term:
+        """Model FLOPs over what all ranks could do in that time; see ``timing`` for the conventions."""
+        sequences = Fraction(self.tokens, length)
+        one = model_flops(model, 1, length, convention=convention).total
+        return derive(
+            f"MFU ({convention})",
+            "flops / (step * ranks * peak)",
+            "ratio",
+            device.source,
+            flops=one * sequences,
+            step=self.seconds,
+            ranks=self.traffic.layout.n_ranks,
+            peak=device.peak_of(dtype or device.default_dtype),
+        )
+
+
+def stage_flops(
+    divided: Divided,
+    stage: int,
+    micro_batch: int,
+    length: int,
+    *,
+    mask: str,
+    kernel: str = "flash",
+    recompute: str = "none",
+) -> Ledger:
+    """FLOPs that one rank of ``stage`` computes for one micro-batch, forward and backward.
+
+    Tensor parallel ranks share every product, context parallel ranks the tokens (evenly, as a striped
+    order of the sequence gives it), and experts are met evenly.
+    """
+    model, layout = divided.model, divided.layout
+    whole = training(
+        model, micro_batch, length, mask=mask, count="hardware", kernel=kernel, recompute=recompute
+    )
+    held = divided.stage_groups(stage)
+    ranks = layout.tp * layout.cp
+    terms = []
+    for name, (layer, layers) in zip(group_names(model), model.groups, strict=True):
+        if layer not in held:
+            continue
+        flops = sum(part[name].value for part in whole if isinstance(part, Ledger) and name in part)
+        terms.append(
+            derive(
+                name,
+                "flops / layers * held / ranks",
+                "FLOPs",
+                flops=flops,
+                layers=layers,
+                held=held[layer],
+                ranks=ranks,
+            )
+        )
+    if stage == layout.pp - 1:
+        flops = sum(part["head"].value for part in whole if isinstance(part, Ledger) and "head" in part)
+        terms.append(derive("head", "flops / ranks", "FLOPs", flops=flops, ranks=ranks))
+    return Ledger(f"FLOPs of a rank of stage {stage}", "FLOPs", tuple(terms))
+
+
+def slowest_stage(divided: Divided, micro_batch: int, length: int, *, mask: str) -> int:
+    """The stage with most FLOPs, which all others wait for; the last of equals, as it has the head."""
+    work = [stage_flops(divided, stage, micro_batch, length, mask=mask).total for stage in _kinds(divided)]
+    stages = list(_kinds(divided))
+    return max(zip(work, stages, strict=True))[1]
+
+
+def _kinds(divided: Divided) -> tuple[int, ...]:
+    """One stage of each kind: equal ones need not be counted twice."""
+    found: dict[tuple[object, ...], int] = {}
+    for stage in range(divided.layout.pp):
+        found[(tuple(divided.stage_groups(stage).items()), stage == divided.layout.pp - 1)] = stage
+    return tuple(found.values())
+
+
+def step_time(
+    model: Model,
+    layout: Layout,
+    device: Device,
+    micro_batch: int,
+    length: int,
+    *,
+    efficiency: Number,
+    mask: str,
+    hidden: Mapping[str, Number] | None = None,
+    latency: Number = 0,
+    kernel: str = "flash",
+    recompute: str = "none",
+    dtype: str = "",
+    gradient_bytes: int = 2,
+) -> StepTime:
+    """Seconds of one step of ``layout.microbatches`` micro-batches.
+
+    Args:
+        micro_batch: sequences of one micro-batch and data parallel rank. length: tokens of each.
+        efficiency: share of the peak that a rank reaches while it computes, 0 to 1.
+        mask: what attention computes, see ``flops.attended_pairs``: ``full``, or ``causal`` for a kernel
+            that leaves masked blocks out.
+        hidden: share of each group's communication that runs behind arithmetic; 0 where not given.
+        latency: seconds of one hop.
+
+    Raises:
+        ArgumentError: for a layout that does not fit the model, or a figure out of bounds.
+    """
+    check_number("efficiency", efficiency, 0.0001, 1)
+    shares = dict(hidden or {})
+    for group, share in shares.items():
+        check_choice("hidden", group, GROUPS)
+        check_number("hidden", share, 0, 1)
+    divided = Divided(model, layout)
+    stage = slowest_stage(divided, micro_batch, length, mask=mask)
+    traffic = communication(
+        model,
+        layout,
+        micro_batch,
+        length,
+        stage=stage,
+        recompute="none" if recompute == "none" else "full" if recompute.startswith("full") else "core",
+        gradient_bytes=gradient_bytes,
+    )
+    flops = stage_flops(divided, stage, micro_batch, length, mask=mask, kernel=kernel, recompute=recompute)
+    compute = derive(
+        "arithmetic",
+        "microbatches * flops / (peak * efficiency)",
+        "seconds",
+        device.source,
+        microbatches=layout.microbatches,
+        flops=flops.total,
+        peak=device.peak_of(dtype or device.default_dtype),
+        efficiency=efficiency,
+    )
+    busy, once = _exposed(traffic, device, latency, shares, compute.value)
+    entries: list[Term | Ledger] = [compute]
+    if busy:
+        entries.append(Ledger("sent for micro-batches, not hidden", "seconds", tuple(busy)))
+    if layout.pp > 1:
+        entries.append(
+            derive(
+                "pipeline bubble",
+                "(pp - 1) / (vpp * microbatches) * busy",
+                "seconds",
+                _PIPELINE,
+                pp=layout.pp,
+                vpp=layout.vpp,
+                microbatches=layout.microbatches,
+                busy=compute.value + sum(term.value for term in busy),
+            )
+        )
+    if once:
+        entries.append(Ledger("sent once a step, not hidden", "seconds", tuple(once)))
+    tokens = layout.dp * layout.microbatches * micro_batch * length
+    return StepTime(Ledger("step", "seconds", tuple(entries)), stage, tokens, flops, traffic)
+
+
+def _exposed(
+    traffic: Traffic, device: Device, latency: Number, hidden: Mapping[str, Number], compute: Number
+) -> tuple[list[Term], list[Term]]:
+    """What remains of each collective's time: of those of each micro-batch, and of those once a step."""
+    room = compute
+    busy: list[Term] = []
+    once: list[Term] = []
+    for each, taken in zip(traffic.collectives, traffic.seconds(device, latency), strict=True):
+        behind = min(taken.value * hidden.get(each.group, 0), room)
+        room -= behind
+        term = derive(
+            f"{each.name} ({each.group})", "sent - hidden", "seconds", sent=taken.value, hidden=behind
+        )
+        # ZeRO 2 and 3 talk once a micro-batch, but the pipeline does not wait for that: all stages do.
+        (once if each.group in ONCE_A_STEP else busy).append(term)
+    return busy, once
