@@ -54,8 +54,10 @@ def sdpa_attention(
     if T == 1 and window is not None:  # a single query sees the end of the keys, all of it
         k, v, S = k[:, :, -window:], v[:, :, -window:], min(S, window)
     grouped = q.shape[1] != k.shape[1]
-    if T == 1 or (T == S and (window is None or window >= S)):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, scale=scale, enable_gqa=grouped)
+    if T == 1:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
+    if T == S and (window is None or window >= S):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
     if grouped:  # with a mask, only PyTorch's slow path shares key heads
         times = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)

@@ -32,8 +32,7 @@ class Router(nn.Module):
         self.load: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
-        with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(wide(x), wide(self.weight))
+        logits = self._logits(x)
         scores = logits.softmax(-1) if self.moe.score == "softmax" else logits.sigmoid()
         wanted = scores if self.correction_bias is None else scores + self.correction_bias
         chosen = wanted.topk(self.moe.top_k, -1).indices
@@ -43,6 +42,12 @@ class Router(nn.Module):
         self.load = F.one_hot(chosen.detach(), self.moe.n_experts).sum((0, 1))
         self.loss = self._loss(logits, scores)
         return weights, chosen
+
+    def _logits(self, x: Tensor) -> Tensor:
+        if x.is_meta:  # where autocast is unknown, and nothing is computed
+            return F.linear(wide(x), wide(self.weight))
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(wide(x), wide(self.weight))
 
     def _loss(self, logits: Tensor, scores: Tensor) -> Tensor:
         """Switch's balance loss and ST-MoE's z-loss, each with its weight."""
@@ -85,10 +90,10 @@ class Experts(nn.Module):
     def forward(
         self, x: Float[Tensor, "N D"], weights: Float[Tensor, "N k"], chosen: Int[Tensor, "N k"]
     ) -> Float[Tensor, "N D"]:
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         grouped = self.aligned and x.dtype == torch.bfloat16
-        if torch.compiler.is_compiling() and not grouped:
+        if (torch.compiler.is_compiling() or x.is_meta) and not grouped:
             return self._everywhere(x, weights, chosen)
         place = chosen.flatten().argsort(stable=True)  # of (token, choice), expert by expert
         token = place // chosen.shape[1]

@@ -82,9 +82,8 @@ class Rotary(nn.Module):
         return self
 
     def forward(self, positions: Int[Tensor, "*B T"]) -> Rotation:
-        with torch.autocast(positions.device.type, enabled=False):
-            angles = positions[..., None].float() * self.rates
-            return angles.cos() * self.factor, angles.sin() * self.factor
+        angles = positions[..., None].float() * self.rates
+        return angles.cos() * self.factor, angles.sin() * self.factor
 
 
 def rotate(

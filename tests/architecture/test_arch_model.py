@@ -417,17 +417,15 @@ def test_deepseek_v3_of_transformers_is_one_of_our_configurations() -> None:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("llama", torch.float32),
-        ("gemma2", torch.float32),
+        ("gqa, head norms", torch.float32),
         ("deepseek", torch.float32),
         ("moe", torch.bfloat16),
-        ("gpt2", torch.bfloat16),
     ],
 )
 def test_compiles_into_one_graph(name: str, dtype: torch.dtype) -> None:
     """Forward and backward without a graph break. The compiler's own code generation is not ours to test."""
     torch._dynamo.reset()
-    model = build(name).to(dtype)
+    model = build(name, n_layers=2).to(dtype)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     tokens = some_tokens()
     gradients = []
@@ -439,12 +437,18 @@ def test_compiles_into_one_graph(name: str, dtype: torch.dtype) -> None:
     bound = 1e-4 if dtype == torch.float32 else 0.05
     for a, b in zip(*gradients, strict=True):
         assert (a - b).abs().max() <= bound * a.abs().max() + 1e-6
+    if name == "gqa, head norms":  # another length makes the compiler take it as a variable
+        for length in (17, 33):
+            tokens = some_tokens(length)
+            torch.testing.assert_close(compiled(tokens), model(tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_can_be_built_without_memory_and_filled_later() -> None:
     for name in CONFIGS:
         with torch.device("meta"):
             model = TransformerLM(ModelConfig(**BASE, **CONFIGS[name]))
+            shape = model(torch.zeros(2, 9, dtype=torch.long)).shape  # shapes can be asked for
+        assert shape == (2, 9, 50)
         assert {p.device.type for p in model.parameters()} == {"meta"}
         model = model.to_empty(device="cpu")
         wanted = build(name)
