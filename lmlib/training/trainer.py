@@ -245,8 +245,8 @@ class Trainer:
                     self._tick()
                 self._punctuate()
             self._look()
-            if self._window:
-                self._log()
+            if self._window:  # a longer run that goes on from here has its line where it always is
+                self._log(last=True)
             if self.val_data is not None and self._evaluated != self.step:
                 self._evaluate()
             if self.checkpoints is not None and self._saved != self.step:
@@ -320,7 +320,7 @@ class Trainer:
         steps = self.checkpoints.steps() if self.checkpoints else []
         return self.checkpoints.place(steps[-1]) if self.checkpoints and steps else None
 
-    def _log(self) -> None:
+    def _log(self, last: bool = False) -> None:
         seconds = self._tick()
         steps = self.step - self._mark[0]
         values: Values = {
@@ -338,7 +338,8 @@ class Trainer:
             values |= {"step_seconds": self._step_seconds, "tokens_per_second": rate}
             if self.peak is not None and self.flops_per_token is not None:
                 values["mfu"] = rate * self.flops_per_token / self.peak
-        self._window.clear()
+        if not last:
+            self._window.clear()
         self._mark = (self.step, seconds)
         self._send(values)
 

@@ -76,8 +76,8 @@ def test_draws_with_replacement_are_uniform_and_independent(seed: int) -> None:
 
 
 def test_numbers_are_those_of_splitmix64() -> None:
-    """The published first outputs for the seed 1234567 (Vigna's splitmix64.c; Rosetta Code has them): the order
-    of the data must not change with a version of NumPy or of this file."""
+    """The published first outputs for the seed 1234567 (Vigna's splitmix64.c; Rosetta Code has them): the
+    order of the data must not change with a version of NumPy or of this file."""
     published = [
         6457827717110365317,
         3203168211198807973,
