@@ -1,0 +1,378 @@
+"""RMSNorm, forward and backward, alone or fused with the addition of a residual before it.
+
+    total = x + residual                       (only where a residual is given; rounded to its dtype)
+    y = total * rstd * weight,  rstd = 1 / sqrt(mean(total^2) + eps)          over the last axis
+
+Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019, arXiv:1910.07467), equation 4.
+
+Contract: x of any leading axes and float32, bfloat16 or float16; weight of the last axis' length, of any
+of these dtypes. Arithmetic is float32; y has x's dtype, total the residual's. Rows may be strided (no copy);
+other layouts are copied. At most MAX_COLUMNS columns; beyond, and where kernels can't run, the reference
+computes.
+
+Bytes, with R rows, D columns and b bytes a value: forward R (2 D b + 4), with residual R (4 D b + 4);
+backward R (3 D b + 4), with residual R (4 D b + 4); in each the weight besides. About 4 and 8 R D FLOPs:
+one operation a byte, so the memory bus decides.
+
+- Forward: a program holds whole rows in registers: one read, one write. Narrow rows share a program.
+- Backward: with n = total * rstd and g = dy * weight, dx = (g - n mean(g n)) rstd, and dweight = sum over
+  rows of dy * n. A fixed number of programs walk over the rows and each keeps its part of dweight in
+  registers; a second kernel adds the parts. No atomics: on one machine the same inputs give the same bits.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kernels._runtime import (
+    HAVE_GPU,
+    Operator,
+    as_rows,
+    capability,
+    cdiv,
+    next_power_of_2,
+    sm_count,
+    tl,
+    triton,
+    usable,
+)
+
+MAX_COLUMNS = 32_768  # a row of more spills out of the registers
+ADD_ROWS, ADD_BLOCK, ADD_WARPS = 128, 32, 8  # tile and warps of the kernel that adds the parts of dweight
+
+CHAIN = HAVE_GPU and torch.version.hip is None and hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
+"""Whether the second kernel of the backward is launched while the first still runs (Hopper's programmatic
+dependent launch): hides some microseconds, a tenth of the backward of narrow rows."""
+
+
+class Launch(NamedTuple):
+    """Rows of a tile, warps of a program, programs an SM (0: one a tile), tiles loaded ahead."""
+
+    rows: int
+    warps: int
+    per_sm: int = 0
+    stages: int = 1
+
+
+@triton.jit
+def _forward(
+    X,
+    RESIDUAL,
+    WEIGHT,
+    Y,
+    TOTAL,
+    RSTD,
+    rows,
+    columns,
+    x_stride,
+    residual_stride,
+    eps,
+    ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = column < columns
+    weight = tl.load(WEIGHT + column, inside, other=0.0)
+    for start in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
+        row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
+        mask = (row < rows) & inside
+        total = tl.load(X + row * x_stride + column, mask, other=0.0).to(tl.float32)
+        if ADD:
+            total += tl.load(RESIDUAL + row * residual_stride + column, mask, other=0.0).to(tl.float32)
+            rounded = total.to(TOTAL.dtype.element_ty)
+            tl.store(TOTAL + row * columns + column, rounded, mask)
+            total = rounded.to(tl.float32)  # what the backward will read, and what unfused code would see
+        rstd = tl.rsqrt(tl.sum(total * total, 1, keep_dims=True) / columns + eps)
+        y = total * rstd * weight.to(tl.float32)
+        tl.store(Y + row * columns + column, y.to(Y.dtype.element_ty), mask)
+        tl.store(RSTD + row, rstd, row < rows)
+
+
+@triton.jit
+def _backward(
+    DY,
+    DTOTAL,
+    TOTAL,
+    WEIGHT,
+    RSTD,
+    DX,
+    PARTS,
+    rows,
+    columns,
+    dy_stride,
+    dtotal_stride,
+    total_stride,
+    ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = column < columns
+    weight = tl.load(WEIGHT + column, inside, other=0.0)
+    dweight = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
+        row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
+        mask = (row < rows) & inside
+        dy = tl.load(DY + row * dy_stride + column, mask, other=0.0).to(tl.float32)
+        total = tl.load(TOTAL + row * total_stride + column, mask, other=0.0).to(tl.float32)
+        rstd = tl.load(RSTD + row, row < rows, other=0.0)
+        normed = total * rstd
+        dweight += dy * normed
+        dy *= weight.to(tl.float32)
+        mean = tl.sum(dy * normed, 1, keep_dims=True) / columns
+        dx = (dy - normed * mean) * rstd
+        if ADD:
+            dx += tl.load(DTOTAL + row * dtotal_stride + column, mask, other=0.0).to(tl.float32)
+        tl.store(DX + row * columns + column, dx.to(DX.dtype.element_ty), mask)
+    if CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()  # _add_parts may start to start
+    part = tl.sum(dweight, 0, keep_dims=True)
+    tl.store(PARTS + tl.program_id(0).to(tl.int64) * columns + column, part, inside)
+
+
+@triton.jit
+def _add_parts(
+    PARTS, DWEIGHT, parts, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr
+):
+    if CHAINED:
+        tl.extra.cuda.gdc_wait()  # until all of _backward has ended and its writes are visible
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in tl.range(0, parts, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None]
+        total += tl.load(PARTS + row * columns + column, (row < parts) & (column < columns), other=0.0)
+    summed = tl.sum(total, 0, keep_dims=True)
+    tl.store(DWEIGHT + column, summed.to(DWEIGHT.dtype.element_ty), column < columns)
+
+
+# -- launching -----------------------------------------------------------------------------------------------
+
+
+def forward_launch(rows: int, columns: int, device: torch.device) -> Launch:
+    """The forward's launch for a shape, from timings on Hopper GPUs."""
+    block = next_power_of_2(columns)
+    tile = max(1, 2048 // block)
+    while tile > 1 and rows < 2 * tile * sm_count(device):
+        tile //= 2  # few rows: rather busy SMs than full programs
+    values_a_warp = 1024 if block <= 2048 else 512
+    return Launch(tile, warps=min(max(tile * block // values_a_warp, 1), 8 if block <= 8192 else 32))
+
+
+def backward_launch(rows: int, columns: int, device: torch.device) -> Launch:
+    """The backward's launch for a shape, from timings on Hopper GPUs."""
+    block = next_power_of_2(columns)
+    tile = max(1, 4096 // block)
+    while tile > 1 and rows < 2 * tile * sm_count(device):
+        tile //= 2
+    if block > 8192:
+        return Launch(tile, warps=16 if block <= 16_384 else 32, per_sm=1)
+    return Launch(tile, warps=8 if block > 2048 else 4, per_sm=1 if block > 2048 else 2, stages=3)
+
+
+def _grid(rows: int, launch: Launch, device: torch.device) -> int:
+    tiles = cdiv(rows, launch.rows)
+    return min(tiles, launch.per_sm * sm_count(device)) if launch.per_sm else tiles
+
+
+def launch_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, launch: Launch | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, total and rstd; without a residual total is an empty tensor."""
+    columns = x.shape[-1]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = x.new_empty(0) if residual is None else torch.empty_like(y, dtype=residual.dtype)
+    rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    if y.numel() == 0:
+        return y, total, rstd
+    flat = as_rows(x)
+    added = flat if residual is None else as_rows(residual)
+    rows = flat.shape[0]
+    launch = launch or forward_launch(rows, columns, x.device)
+    _forward[(_grid(rows, launch, x.device),)](
+        flat,
+        added,
+        weight.contiguous(),
+        y,
+        total,
+        rstd,
+        rows,
+        columns,
+        flat.stride(0),
+        added.stride(0),
+        eps,
+        ADD=residual is not None,
+        ROWS=launch.rows,
+        BLOCK=next_power_of_2(columns),
+        STAGES=launch.stages,
+        num_warps=launch.warps,
+    )
+    return y, total, rstd
+
+
+def launch_backward(
+    dy: Tensor,
+    dtotal: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    rstd: Tensor,
+    launch: Launch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to total (in its dtype) and to the weight."""
+    columns = total.shape[-1]
+    dx = torch.empty(total.shape, dtype=total.dtype, device=total.device)
+    if dx.numel() == 0:
+        return dx, torch.zeros_like(weight, memory_format=torch.contiguous_format)
+    dweight = torch.empty(columns, dtype=weight.dtype, device=weight.device)
+    flat, dy = as_rows(total), as_rows(dy)
+    added = dy if dtotal is None else as_rows(dtotal)
+    rows = flat.shape[0]
+    launch = launch or backward_launch(rows, columns, dx.device)
+    programs = _grid(rows, launch, dx.device)
+    parts = torch.empty((programs, columns), dtype=torch.float32, device=dx.device)
+    chained = CHAIN and capability(dx.device)[0] >= 9
+    _backward[(programs,)](
+        dy,
+        added,
+        flat,
+        weight.contiguous(),
+        rstd,
+        dx,
+        parts,
+        rows,
+        columns,
+        dy.stride(0),
+        added.stride(0),
+        flat.stride(0),
+        ADD=dtotal is not None,
+        ROWS=launch.rows,
+        BLOCK=next_power_of_2(columns),
+        STAGES=launch.stages,
+        CHAINED=chained,
+        num_warps=launch.warps,
+    )
+    block = min(ADD_BLOCK, next_power_of_2(columns))
+    _add_parts[(cdiv(columns, block),)](
+        parts,
+        dweight,
+        programs,
+        columns,
+        ROWS=ADD_ROWS,
+        BLOCK=block,
+        CHAINED=chained,
+        num_warps=ADD_WARPS,
+        **({"launch_pdl": True} if chained else {}),
+    )
+    return dx, dweight
+
+
+# -- the operators -------------------------------------------------------------------------------------------
+
+
+def _backward_op(
+    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    return launch_backward(dy, dtotal, total, weight, rstd)
+
+
+def _backward_fake(
+    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    return total.new_empty(total.shape), weight.new_empty(weight.shape)
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    y, _, rstd = launch_forward(x, None, weight, eps)
+    return y, rstd
+
+
+def _norm_fake(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def _norm_setup(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[0], inputs[1], output[1])
+
+
+def _norm_backward(ctx, dy: Tensor | None, _):
+    if dy is None:
+        return None, None, None
+    x, weight, rstd = ctx.saved_tensors
+    return *_norm_gradients(dy, None, x, weight, rstd), None
+
+
+def _add_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return launch_forward(x, residual, weight, eps)
+
+
+def _add_norm_fake(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    y, rstd = _norm_fake(x, weight, eps)
+    return y, residual.new_empty(residual.shape), rstd
+
+
+def _add_norm_setup(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.x_dtype = inputs[0].dtype
+    ctx.save_for_backward(output[1], inputs[2], output[2])
+
+
+def _add_norm_backward(ctx, dy: Tensor | None, dtotal: Tensor | None, _):
+    total, weight, rstd = ctx.saved_tensors
+    if dy is None:  # only the sum was used
+        return (None, None, None, None) if dtotal is None else (dtotal.to(ctx.x_dtype), dtotal, None, None)
+    gradient, dweight = _norm_gradients(dy, dtotal, total, weight, rstd)
+    return gradient.to(ctx.x_dtype), gradient, dweight, None
+
+
+_norm_gradients = Operator("rms_norm_backward", _backward_op, _backward_fake)
+_rms_norm = Operator("rms_norm", _norm, _norm_fake, _norm_setup, _norm_backward)
+_add_rms_norm = Operator("add_rms_norm", _add_norm, _add_norm_fake, _add_norm_setup, _add_norm_backward)
+
+
+# -- the function --------------------------------------------------------------------------------------------
+
+
+def reference(
+    x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The same in plain PyTorch, in float32 (float64 stays float64), rounded where the kernel rounds."""
+    total = x if residual is None else (x + residual).to(residual.dtype)
+    wide = total if total.dtype == torch.float64 else total.float()
+    rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    y = (wide * rstd * weight.to(wide.dtype)).to(x.dtype)
+    return y if residual is None else (y, total)
+
+
+def rms_norm(
+    x: Float[Tensor, "*leading columns"],
+    weight: Float[Tensor, " columns"],
+    eps: float = 1e-6,
+    residual: Float[Tensor, "*leading columns"] | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """RMSNorm over the last axis of x, or of x + residual.
+
+    Returns:
+        y; with a residual, (y, x + residual). Gradients of both reach x, residual and weight. The backward is
+        bitwise repeatable: same inputs, same GPU model, same bits.
+
+    Raises:
+        ValueError: weight is not one value for each column, or residual's shape is not x's.
+    """
+    if x.dim() == 0 or weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"weight must have shape {tuple(x.shape[-1:])}, x's last axis, got {tuple(weight.shape)}"
+        )
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
+    if not usable(x, weight, residual) or x.shape[-1] > MAX_COLUMNS:
+        return reference(x, weight, eps, residual)
+    if residual is None:
+        return _rms_norm(x, weight, eps)[0]
+    y, total, _ = _add_rms_norm(x, residual, weight, eps)
+    return y, total

@@ -1,0 +1,309 @@
+"""Softmax over the last axis, forward and backward, from 1 to 262,144 columns and more.
+
+    y = exp(x - max(x)) / sum(exp(x - max(x)))          dx = y (dy - sum(dy y))
+
+Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018, arXiv:1805.02867),
+algorithm 3, for rows that don't fit into registers.
+
+Contract: x of any leading axes, float32, bfloat16 or float16. Arithmetic is float32, rounded once. Rows may
+be strided (no copy); other layouts are copied.
+
+Bytes, with R rows, D columns and b bytes a value: forward 2 R D b, backward 3 R D b. About 5 and 4 R D
+FLOPs.
+
+- Up to RESIDENT columns a program holds whole rows in registers: one read, one write, one exponential a
+  value.
+- Wider rows are read twice. The first pass carries the maximum so far and the sum of exponentials relative to
+  it, rescaled whenever the maximum grows; the second writes. Up to about 150,000 columns of 16 bits the rows
+  in flight fit into L2, so that the second reading does not reach device memory.
+- A vocabulary of 50,257 makes every row start at another alignment, and a warp that may not assume 16-byte
+  alignment loads 2 bytes a thread. So the row is cut: its aligned middle, loaded 16 bytes a thread, and fewer
+  than 8 values at each end.
+
+Every row is summed by one program in a fixed order: results are bitwise repeatable.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kernels._math import divide, exp
+from kernels._runtime import Operator, as_rows, cdiv, next_power_of_2, sm_count, tl, triton, usable
+
+RESIDENT = 16_384
+WIDE_BLOCK = 16_384
+VECTOR_BYTES = 16
+
+
+class Launch(NamedTuple):
+    """Rows of a tile, columns of a tile, warps of a program, tiles of a wide row loaded ahead."""
+
+    rows: int
+    block: int
+    warps: int
+    stages: int = 1
+
+
+@triton.jit
+def _middle(first, columns, VECTOR: tl.constexpr):
+    """The aligned part of a row that starts at offset ``first``: its start and its length."""
+    start = (first + VECTOR - 1) // VECTOR * VECTOR
+    end = (first + columns) // VECTOR * VECTOR
+    return start, (end - start).to(tl.int32)
+
+
+@triton.jit
+def _ends(first, columns, start, length, VECTOR: tl.constexpr):
+    """Offsets of what the middle leaves out at both ends of the row, and which of them exist."""
+    index = tl.arange(0, 2 * VECTOR)[None, :]
+    offset = tl.where(index < VECTOR, start - VECTOR + index, start + length + index - VECTOR)
+    return offset, tl.where(index < VECTOR, offset >= first, offset < first + columns)
+
+
+@triton.jit
+def _resident_forward(
+    X, Y, rows, columns, x_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISE: tl.constexpr
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)
+    column = tl.arange(0, BLOCK)[None, :]
+    mask = (row < rows) & (column < columns)
+    x = tl.load(X + row * x_stride + column, mask, other=float("-inf")).to(tl.float32)
+    power = exp(x - tl.max(x, 1, keep_dims=True), PRECISE)
+    y = divide(power, tl.sum(power, 1, keep_dims=True), PRECISE)
+    tl.store(Y + row * columns + column, y.to(Y.dtype.element_ty), mask)
+
+
+@triton.jit
+def _resident_backward(
+    DY, Y, DX, rows, columns, dy_stride, y_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)
+    column = tl.arange(0, BLOCK)[None, :]
+    mask = (row < rows) & (column < columns)
+    dy = tl.load(DY + row * dy_stride + column, mask, other=0.0).to(tl.float32)
+    y = tl.load(Y + row * y_stride + column, mask, other=0.0).to(tl.float32)
+    dx = y * (dy - tl.sum(dy * y, 1, keep_dims=True))
+    tl.store(DX + row * columns + column, dx.to(DX.dtype.element_ty), mask)
+
+
+@triton.jit
+def _wide_forward(
+    X,
+    Y,
+    columns,
+    x_stride,
+    BLOCK: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ENDS: tl.constexpr,
+    PRECISE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    first = row * x_stride
+    column = tl.arange(0, BLOCK)[None, :]
+    if ENDS:
+        start, length = _middle(first, columns, VECTOR)
+        offset, exists = _ends(first, columns, start, length, VECTOR)
+        ends = tl.load(X + offset, exists, other=float("-inf")).to(tl.float32)
+        largest = tl.max(ends)
+        shift = tl.where(largest == float("-inf"), 0.0, largest)
+        total = tl.sum(exp(ends - shift, PRECISE))
+    else:
+        start, length = first, columns
+        largest = float("-inf")
+        total = 0.0
+    for done in tl.range(0, length, BLOCK, num_stages=STAGES):
+        mask = done + column < length
+        x = tl.load(X + start + done + column, mask, other=float("-inf"), eviction_policy="evict_last").to(
+            tl.float32
+        )
+        grown = tl.maximum(largest, tl.max(x))
+        shift = tl.where(grown == float("-inf"), 0.0, grown)  # nothing but -inf yet: avoid -inf - -inf
+        total = total * exp(largest - shift, PRECISE) + tl.sum(exp(x - shift, PRECISE))
+        largest = grown
+    y_row = Y + start if ENDS else Y + row * columns
+    for done in tl.range(0, length, BLOCK, num_stages=STAGES):
+        mask = done + column < length
+        x = tl.load(X + start + done + column, mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        y = divide(exp(x - largest, PRECISE), total, PRECISE)
+        tl.store(y_row + done + column, y.to(Y.dtype.element_ty), mask)
+    if ENDS:
+        y = divide(exp(ends - largest, PRECISE), total, PRECISE)
+        tl.store(Y + offset, y.to(Y.dtype.element_ty), exists)
+
+
+@triton.jit
+def _wide_backward(
+    DY, Y, DX, columns, dy_stride, y_stride, BLOCK: tl.constexpr, VECTOR: tl.constexpr, ENDS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)[None, :]
+    first = row * columns
+    if ENDS:
+        start, length = _middle(first, columns, VECTOR)
+        offset, exists = _ends(first, columns, start, length, VECTOR)
+        end_dy = tl.load(DY + offset, exists, other=0.0).to(tl.float32)
+        end_y = tl.load(Y + offset, exists, other=0.0).to(tl.float32)
+        total = tl.sum(end_dy * end_y)
+        dy_row, y_row = DY + start, Y + start
+    else:
+        start, length = first, columns
+        total = 0.0
+        dy_row, y_row = DY + row * dy_stride, Y + row * y_stride
+    sums = tl.zeros((1, BLOCK), tl.float32)
+    for done in tl.range(0, length, BLOCK):
+        mask = done + column < length
+        dy = tl.load(dy_row + done + column, mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        y = tl.load(y_row + done + column, mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        sums += dy * y
+    total += tl.sum(sums)
+    for done in tl.range(0, length, BLOCK):
+        mask = done + column < length
+        dy = tl.load(dy_row + done + column, mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        y = tl.load(y_row + done + column, mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        dx = y * (dy - total)
+        tl.store(DX + start + done + column, dx.to(DX.dtype.element_ty), mask)
+    if ENDS:
+        dx = end_y * (end_dy - total)
+        tl.store(DX + offset, dx.to(DX.dtype.element_ty), exists)
+
+
+# -- launching -----------------------------------------------------------------------------------------------
+
+
+def default_launch(rows: int, columns: int, device: torch.device, backward: bool = False) -> Launch:
+    """Tile and warps for a shape, from timings on Hopper GPUs."""
+    if columns > RESIDENT:
+        return Launch(1, WIDE_BLOCK, 32 if backward else 16)
+    block = next_power_of_2(columns)
+    tile = max(1, 4096 // block)
+    while tile > 1 and rows < 2 * tile * sm_count(device):
+        tile //= 2  # few rows: rather busy SMs than full programs
+    return Launch(tile, block, min(max(tile * block // 1024, 1), 32))
+
+
+def _cut(columns: int, *tensors: Tensor) -> bool:
+    """Whether rows have to be cut to be loaded 16 bytes at a time (and can be: rows lie end to end)."""
+    pitch = columns * tensors[0].element_size()
+    together = all(t.stride(0) == columns and t.data_ptr() % VECTOR_BYTES == 0 for t in tensors)
+    return together and pitch % VECTOR_BYTES != 0 and pitch >= 4 * VECTOR_BYTES
+
+
+def launch_forward(x: Tensor, launch: Launch | None = None) -> Tensor:
+    """y, contiguous."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    columns = x.shape[-1]
+    flat = as_rows(x)
+    rows = flat.shape[0]
+    launch = launch or default_launch(rows, columns, x.device)
+    precise = x.dtype == torch.float32
+    if launch.block >= columns:
+        _resident_forward[(cdiv(rows, launch.rows),)](
+            flat,
+            y,
+            rows,
+            columns,
+            flat.stride(0),
+            ROWS=launch.rows,
+            BLOCK=launch.block,
+            PRECISE=precise,
+            num_warps=launch.warps,
+        )
+    else:
+        _wide_forward[(rows,)](
+            flat,
+            y,
+            columns,
+            flat.stride(0),
+            BLOCK=launch.block,
+            VECTOR=VECTOR_BYTES // x.element_size(),
+            ENDS=_cut(columns, flat, y.view(rows, columns)),
+            PRECISE=precise,
+            STAGES=launch.stages,
+            num_warps=launch.warps,
+        )
+    return y
+
+
+def launch_backward(dy: Tensor, y: Tensor, launch: Launch | None = None) -> Tensor:
+    """dx, contiguous."""
+    dx = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    if dx.numel() == 0:
+        return dx
+    columns = y.shape[-1]
+    dy, y = as_rows(dy), as_rows(y)
+    rows = y.shape[0]
+    launch = launch or default_launch(rows, columns, y.device, backward=True)
+    if launch.block >= columns:
+        _resident_backward[(cdiv(rows, launch.rows),)](
+            dy,
+            y,
+            dx,
+            rows,
+            columns,
+            dy.stride(0),
+            y.stride(0),
+            ROWS=launch.rows,
+            BLOCK=launch.block,
+            num_warps=launch.warps,
+        )
+    else:
+        _wide_backward[(rows,)](
+            dy,
+            y,
+            dx,
+            columns,
+            dy.stride(0),
+            y.stride(0),
+            BLOCK=launch.block,
+            VECTOR=VECTOR_BYTES // y.element_size(),
+            ENDS=_cut(columns, dy, y, dx.view(rows, columns)),
+            num_warps=launch.warps,
+        )
+    return dx
+
+
+def _softmax_op(x: Tensor) -> Tensor:
+    return launch_forward(x)
+
+
+def _softmax_fake(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _gradient_op(dy: Tensor, y: Tensor) -> Tensor:
+    return launch_backward(dy, y)
+
+
+def _gradient_fake(dy: Tensor, y: Tensor) -> Tensor:
+    return y.new_empty(y.shape)
+
+
+def _setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output)
+
+
+def _softmax_backward(ctx, dy: Tensor):
+    return _gradient(dy, *ctx.saved_tensors)
+
+
+_gradient = Operator("softmax_backward", _gradient_op, _gradient_fake)
+_softmax = Operator("softmax", _softmax_op, _softmax_fake, _setup, _softmax_backward)
+
+
+def reference(x: Tensor) -> Tensor:
+    """The same in plain PyTorch, in float32 (float64 stays float64)."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    power = (wide - wide.amax(-1, keepdim=True)).exp() if x.numel() else wide
+    return (power / power.sum(-1, keepdim=True)).to(x.dtype)
+
+
+def softmax(x: Float[Tensor, "*leading columns"]) -> Float[Tensor, "*leading columns"]:
+    """Softmax over the last axis; a row of nothing but -inf gives NaN, as in PyTorch."""
+    if not usable(x) or x.dim() == 0:
+        return reference(x)
+    return _softmax(x)
