@@ -119,3 +119,19 @@ def test_a_kernel_that_is_missing_says_what_to_do() -> None:
 
     with pytest.raises(ImportError, match=r"needs kernels\.nothing; choose kernels=.sdpa."):
         kernel("nothing")
+
+
+def test_the_books_kernels_give_the_same_model() -> None:
+    """The kernels themselves, all four: under Triton's interpreter here, so one layer and few tokens."""
+    tokens = torch.randint(50, (1, 8), generator=torch.Generator().manual_seed(3))
+    results = []
+    for kernels in ("sdpa", "triton"):
+        torch.manual_seed(0)
+        model = TransformerLM(
+            ModelConfig(50, 8, 32, 1, 4, n_kv_heads=2, qk_norm=True, window=5, kernels=kernels)
+        )
+        logits = model(tokens)
+        logits.square().mean().backward()
+        results.append([logits, *(p.grad for p in model.parameters())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
