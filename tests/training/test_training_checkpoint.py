@@ -347,7 +347,7 @@ def test_a_real_full_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("no /dev/full on this system")
 
     def full(path: Path, mode: str) -> Any:
-        return Path("/dev/full").open("wb")  # noqa: SIM115
+        return Path("/dev/full").open("wb")
 
     monkeypatch.setattr(tensors_module, "open", full, raising=False)
     trainer = _trainer(tmp_path, 20)
