@@ -60,6 +60,12 @@ _COARSE_GPT2 = rf" ?[^{SPACES}]++|[{SPACES}]+(?![^{SPACES}])|[{SPACES}]"
 _COARSE_GPT4_TAIL = rf"(?:[^{SPACES}]++(?:(?<![A-Za-z0-9])[\r\n][{SPACES}]*+)?+)"
 _COARSE_GPT4 = rf"[{SPACES}]++{_COARSE_GPT4_TAIL}*+|{_COARSE_GPT4_TAIL}++"
 
+# GPT-2's pattern for text that is all ASCII, what is frequent tried first; no two that swap can begin alike.
+_FREQUENT_FIRST = (
+    r" [A-Za-z]++|[A-Za-z]++|'(?:[sdmt]|ll|ve|re)|[^\sA-Za-z0-9]++| ?[0-9]++| [^\sA-Za-z0-9]++"
+    r"|\s++$|\s+(?!\S)|\s"
+)
+
 _CUT_GPT2 = rf"(?r)(?<=[^{SPACES}])[{SPACES}]"
 _CUT_GPT4 = rf"(?r)(?<=[^{SPACES}])[{_SPACES_ON_A_LINE}]|(?<=[A-Za-z0-9])[\r\n]"
 
@@ -163,7 +169,7 @@ def pretokenizer(pattern: str) -> Pretokenizer:
         return Pretokenizer(name, source, whole, whole, whole, fine.finditer, None)
     coarse = re.compile(_COARSE_GPT2 if name == "gpt2" else _COARSE_GPT4)
     cut = regex.compile(_CUT_GPT2 if name == "gpt2" else _CUT_GPT4)
-    only_ascii = re.compile(ascii_version(source), re.ASCII)
+    only_ascii = re.compile(_FREQUENT_FIRST if name == "gpt2" else ascii_version(source), re.ASCII)
     return Pretokenizer(
         name, source, fine.findall, only_ascii.findall, coarse.findall, fine.finditer, cut.search
     )

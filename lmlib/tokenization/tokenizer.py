@@ -8,6 +8,7 @@ change the time and never the result.
 import codecs
 import operator
 import os
+import sys
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from lmlib.tokenization import fast, storage
 from lmlib.tokenization.merging import Pair, merge_ids
 from lmlib.tokenization.patterns import pretokenizer
 from lmlib.tokenization.processes import worker_pool
+from lmlib.tokenization.recognition import OwnEncodings
 from lmlib.tokenization.stream import (
     BLOCK,
     read_text,
@@ -355,12 +357,16 @@ class Tokenizer:
     def _forget(self) -> None:
         """Empties the memos."""
         self._encoder: fast.Encoder | None = None
+        self._own = OwnEncodings(self._byte_ids, self._ranks, self._made)
         self._words = Memo(self._encode_word, _MEMO_SIZE)
         self._chunks = Memo(self._encode_chunk, _MEMO_SIZE)
 
     def _encode_word(self, word: str) -> bytes:
-        ids = merge_ids(self.byte_ids(word.encode()), self._ranks, self._made)
-        return array("I", ids).tobytes()
+        data = word.encode()
+        known = self._ids.get(data)
+        if known is not None and known in self._own:
+            return known.to_bytes(4, sys.byteorder)
+        return array("I", merge_ids(self.byte_ids(data), self._ranks, self._made)).tobytes()
 
     def _encode_chunk(self, chunk: str) -> bytes:
         cut = self._pretokenizer
