@@ -1,0 +1,1 @@
+"""Kernels in CUDA C++, built when they are first used, where nvcc is there."""
