@@ -1,0 +1,349 @@
+"""The last linear layer and cross-entropy together: logits of all tokens are never in memory at once.
+
+    logits = hidden weight^T,    loss = cross_entropy(logits, targets)
+
+- Tokens are taken in chunks. For each: logits by one matrix product, their gradient by the cross-entropy
+  kernel in the logits' place, then two products for the gradients of hidden and weight. What waits for the
+  backward is only those two gradients, already computed; it multiplies them by the incoming gradient.
+- The matrix products are PyTorch's. Rows of logits are padded to a multiple of 128 bytes, since rows that
+  start anywhere (a vocabulary of 50,257) keep them from their fastest kernels.
+- The chunk is a compromise: each one reads and writes the gradient of the weight once more and, in 16 bits,
+  rounds it once more. A few large chunks fit in ``CHUNK_BYTES``.
+- ``reduction="none"`` computes the logits again in the backward, when the rows' gradients are known.
+
+FLOPs: 2 N V D for each of three products. Bytes, at least: hidden, weight and both gradients once.
+Memory: the gradients and CHUNK_BYTES, against 2 N V elements unfused. The same bits on every run.
+Idea: Liger Kernel (Hsu et al. 2024, arXiv:2410.10989), section 3.2.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kernels._runtime import Operator, as_rows, cdiv, usable
+from kernels.bench.case import Bench, Function, Inputs, Shape, Work, compiled, installed, normal
+from kernels.cross_entropy import (
+    check_targets,
+    count_targets,
+    launch_forward,
+    launch_gradient,
+    reduce_losses,
+    reduced,
+    take_gradient,
+)
+from kernels.cross_entropy import reference as cross_entropy_reference
+
+CHUNK_BYTES = 160_000_000
+"""Most memory for logits, but never less than MIN_ROWS of them."""
+
+MIN_ROWS = 256
+
+
+def chunk_rows(N: int, V: int, itemsize: int) -> int:
+    """Rows of a chunk: chunks of about the same size, none larger than CHUNK_BYTES."""
+    most = max(CHUNK_BYTES // (V * itemsize), MIN_ROWS)
+    even = cdiv(max(N, 1), cdiv(max(N, 1), most))
+    return min(cdiv(even, 64) * 64, most, max(N, 1))
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the rows with their logits, in one buffer that each chunk overwrites."""
+    N, V = hidden.shape[0], weight.shape[0]
+    rows = chunk_rows(N, V, hidden.element_size())
+    per_line = 128 // hidden.element_size()
+    buffer = hidden.new_empty(rows, cdiv(V, per_line) * per_line)
+    for start in range(0, N, rows):
+        part = slice(start, min(start + rows, N))
+        logits = buffer[: part.stop - part.start, :V]
+        torch.mm(hidden[part], weight.t(), out=logits)
+        yield part, logits
+
+
+class _Gradients:
+    """Gradients of hidden and weight, grown chunk by chunk; an empty tensor for one that nobody wants."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, of_hidden: bool, of_weight: bool) -> None:
+        self.inputs = hidden, weight
+        self.wanted = of_hidden, of_weight
+        self.hidden, self.weight = _empty_gradients(hidden, weight, of_hidden, of_weight)
+        if not hidden.shape[0]:
+            self.weight.zero_()
+
+    def add(self, part: slice, grad: Tensor) -> None:
+        """Add the chunk whose gradient of the logits is ``grad``."""
+        hidden, weight = self.inputs
+        if self.wanted[0]:
+            torch.mm(grad, weight, out=self.hidden[part])
+        if self.wanted[1] and part.start == 0:
+            torch.mm(grad.t(), hidden[part], out=self.weight)
+        elif self.wanted[1]:
+            self.weight.addmm_(grad.t(), hidden[part])
+
+
+def _empty_gradients(
+    hidden: Tensor, weight: Tensor, of_hidden: bool, of_weight: bool
+) -> tuple[Tensor, Tensor]:
+    return (
+        hidden.new_empty(hidden.shape if of_hidden else 0),
+        weight.new_empty(weight.shape if of_weight else 0),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Operators
+# ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _fused_forward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    mean: bool,
+    z_loss: float,
+    of_hidden: bool,
+    of_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    gradients = _Gradients(hidden, weight, of_hidden, of_weight)
+    count = count_targets(targets, ignore_index) if mean else None
+    stats = torch.empty_like(losses).expand(2, -1).clone()
+    with torch.autocast(hidden.device.type, enabled=False):
+        for part, logits in _chunks(hidden, weight):
+            launch_forward(logits, targets[part], logits, losses[part], stats, count, ignore_index, z_loss)
+            gradients.add(part, logits)
+    return reduce_losses(losses, count), gradients.hidden, gradients.weight
+
+
+def _fused_fake(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    mean: bool,
+    z_loss: float,
+    of_hidden: bool,
+    of_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return hidden.new_empty((), dtype=torch.float32), *_empty_gradients(hidden, weight, of_hidden, of_weight)
+
+
+def _fused_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.wanted = inputs[6:]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def _fused_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    gradients: list[Tensor | None] = [None, None]
+    if upstream is not None:
+        for place, (saved, wanted) in enumerate(zip(ctx.saved_tensors, ctx.wanted, strict=True)):
+            gradients[place] = take_gradient(saved, upstream) if wanted else None
+    return (*gradients, *[None] * 6)
+
+
+@torch.no_grad()
+def _rows_forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    losses, stats = _rows_fake(hidden, weight, targets, ignore_index, z_loss)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for part, logits in _chunks(hidden, weight):
+            found = stats[2 * part.start : 2 * part.stop]
+            launch_forward(logits, targets[part], None, losses[part], found, None, ignore_index, z_loss)
+    return losses, stats
+
+
+def _rows_fake(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    N = hidden.shape[0]
+    return hidden.new_empty(N, dtype=torch.float32), hidden.new_empty(2 * N, dtype=torch.float32)
+
+
+def _rows_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    hidden, weight, targets, ctx.ignore_index, ctx.z_loss = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(hidden, weight, targets, output[1])
+
+
+def _rows_backward(ctx: Any, row_grads: Tensor | None, _: Any) -> tuple[Any, ...]:
+    if row_grads is None:
+        return None, None, None, None, None
+    wanted = tuple(ctx.needs_input_grad[:2])
+    found = _gradients(*ctx.saved_tensors, row_grads, ctx.ignore_index, ctx.z_loss, *wanted)
+    return (*(each if need else None for each, need in zip(found, wanted, strict=True)), None, None, None)
+
+
+@torch.no_grad()
+def _gradients_forward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    stats: Tensor,
+    row_grads: Tensor,
+    ignore_index: int,
+    z_loss: float,
+    of_hidden: bool,
+    of_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    gradients = _Gradients(hidden, weight, of_hidden, of_weight)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for part, logits in _chunks(hidden, weight):
+            found = stats[2 * part.start : 2 * part.stop]
+            launch_gradient(logits, targets[part], found, row_grads[part], logits, ignore_index, z_loss)
+            gradients.add(part, logits)
+    return gradients.hidden, gradients.weight
+
+
+def _gradients_fake(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    stats: Tensor,
+    row_grads: Tensor,
+    ignore_index: int,
+    z_loss: float,
+    of_hidden: bool,
+    of_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    return _empty_gradients(hidden, weight, of_hidden, of_weight)
+
+
+_fused = Operator("linear_cross_entropy_fused", _fused_forward, _fused_fake, _fused_setup, _fused_backward)
+_rows = Operator("linear_cross_entropy_rows", _rows_forward, _rows_fake, _rows_setup, _rows_backward)
+_gradients = Operator("linear_cross_entropy_gradients", _gradients_forward, _gradients_fake)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# For users
+# ---------------------------------------------------------------------------------------------------------
+
+
+def reference(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    z_loss: float = 0.0,
+) -> Tensor:
+    """The same in plain PyTorch, with all the logits in memory."""
+    return cross_entropy_reference(F.linear(hidden, weight), targets, ignore_index, reduction, z_loss)
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "... D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, "..."],
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    z_loss: float = 0.0,
+) -> Float[Tensor, "..."]:
+    """Cross-entropy in nats of the logits ``hidden @ weight.T``, which are rounded to the inputs' dtype.
+
+    Args:
+        hidden: what the last norm gives; float32, bfloat16 or float16 run on the kernel.
+        weight: of the output layer, in the dtype of ``hidden`` (under autocast both are cast).
+        targets, ignore_index, reduction, z_loss: as for ``kernels.cross_entropy``.
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, or with "none" one loss per row.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together, and what ``check_targets`` refuses.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if weight.dim() != 2 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"weight must be (V, {hidden.shape[-1]}) for hidden of shape {tuple(hidden.shape)}, "
+            f"got {tuple(weight.shape)}"
+        )
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden and weight must have one dtype, got {hidden.dtype} and {weight.dtype}")
+    check_targets(targets, hidden.shape[:-1], weight.shape[0], ignore_index, reduction)
+    if not usable(hidden, weight) or not weight.numel() or targets.device != hidden.device:
+        return reference(hidden, weight, targets, ignore_index, reduction, z_loss)
+    x = as_rows(hidden)
+    flat = targets.reshape(-1).contiguous()
+    wanted = [torch.is_grad_enabled() and each.requires_grad for each in (hidden, weight)]
+    if reduction != "none" and any(wanted):
+        return _fused(x, weight, flat, ignore_index, reduction == "mean", z_loss, *wanted)[0]
+    losses = _rows(x, weight, flat, ignore_index, z_loss)[0]
+    return reduced(losses, flat != ignore_index, reduction).reshape(
+        targets.shape if reduction == "none" else ()
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Benchmark
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    size, device = (shape["rows"],), generator.device
+    return {
+        "hidden": normal(shape, generator, "rows", "d_model"),
+        "weight": normal(shape, generator, "vocab_size", "d_model", scale=shape["d_model"] ** -0.5),
+        "targets": torch.randint(0, shape["vocab_size"], size, generator=generator, device=device),
+    }
+
+
+def _eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight), targets)
+
+
+def _eager_float32(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets)
+
+
+def _liger() -> Function:
+    function = installed(
+        "liger_kernel.ops.fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction"
+    )
+
+    def call(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        done = function.apply(hidden, weight, targets)
+        return done[0] if isinstance(done, tuple) else done
+
+    return call
+
+
+def _work(shape: Shape) -> dict[str, Work]:
+    N, V, D = shape["rows"], shape["vocab_size"], shape["d_model"]
+    size = shape.dtype.itemsize * D * (N + V)
+    return {"forward + backward": Work(2 * size, 6 * N * V * D)}
+
+
+def _shape(rows: int, vocab_size: int, d_model: int, dtype: torch.dtype = torch.bfloat16) -> Shape:
+    return Shape({"rows": rows, "vocab_size": vocab_size, "d_model": d_model}, dtype)
+
+
+BENCH = Bench(
+    name="linear_cross_entropy",
+    inputs=_inputs,
+    ours=linear_cross_entropy,
+    reference=reference,
+    grads=("hidden", "weight"),
+    phases=("forward + backward",),
+    bound="matmul",
+    peers={
+        "eager, bfloat16": lambda: _eager,
+        "eager, float32": lambda: _eager_float32,
+        "torch.compile": compiled(_eager_float32),
+        "Liger": _liger,
+    },
+    work=_work,
+    shapes=(_shape(8192, 50257, 1024), _shape(8192, 128256, 2048)),
+    full=tuple(_shape(8192, 50257, width) for width in (512, 2048, 4096)),
+    tiny=(_shape(300, 65, 16, torch.float32),),
+)
