@@ -6,7 +6,7 @@ import sys
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmlib.book.declare import (
@@ -148,6 +148,7 @@ def test_a_fault_in_a_formula_becomes_a_message() -> None:
     assert "ZeroDivisionError" in result["errors"][""]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 @given(
     st.dictionaries(st.sampled_from(["model", "n", "text", "extra"]), st.text(max_size=12) | st.integers())
 )

@@ -265,3 +265,11 @@ def test_machine_is_described_without_names_of_its_owner() -> None:
     described = json.dumps(execute.machine())
     assert str(Path.home()) not in described
     assert set(execute.machine()) == {"processor", "cores", "memory_bytes", "system"}
+
+
+@pytest.mark.parametrize(
+    ("clock", "processor", "counts"),
+    [(100, 90, 90), (100, 180, 100), (400, 120, 120), (400, 5, 100)],
+)
+def test_waiting_for_other_programs_does_not_count(clock: float, processor: float, counts: float) -> None:
+    assert execute.undisturbed_seconds({"seconds": clock, "cpu_seconds": processor}) == counts

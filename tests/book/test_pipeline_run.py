@@ -59,6 +59,7 @@ def test_runs_in_parallel_records_and_then_rests(book: Path) -> None:
     assert [result.failure for result in results] == [None, None]
     for result in results:
         assert result.record["seconds"] > 1
+        assert 0.1 < result.record["cpu_seconds"] < 60
         assert held < result.record["peak_bytes"] < held + 2**29
         assert result.record["versions"]["torch"]
         notebook = execute.notebook_path(folder, result.chapter)
@@ -140,14 +141,15 @@ def test_interrupt_leaves_nothing_half_written_and_no_process(book: Path) -> Non
 def test_book_is_built_and_a_second_run_does_nothing(built_site: Path) -> None:
     for page in ("index.html", "book/claims.html", "book/execution.html", "404.html"):
         assert (built_site / page).is_file(), page
-    began = time.monotonic()
+    began = os.times()
     done = subprocess.run(
         [sys.executable, "-m", "lmlib.book.pipeline"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("0 of ")
     assert "site unchanged" in done.stdout
-    assert time.monotonic() - began < 15
+    ended = os.times()  # processor seconds: a busy machine makes it slow, but no more work
+    assert ended.children_user + ended.children_system - began.children_user - began.children_system < 15
 
 
 def test_chapters_keep_to_the_time_and_memory_that_they_state(built_site: Path) -> None:
@@ -157,7 +159,8 @@ def test_chapters_keep_to_the_time_and_memory_that_they_state(built_site: Path) 
         record = execute.load_record(ROOT / "_build" / "executed", chapter)
         assert record is not None
         seconds, memory = chapter.stated_limits()["quick"]
-        assert record["seconds"] <= seconds, f"{chapter.name} took {record['seconds']} s"
+        took = execute.undisturbed_seconds(record)
+        assert took <= seconds, f"{chapter.name} took {took} s, by the clock {record['seconds']} s"
         assert record["peak_bytes"] <= memory * execute.GIB, (
             f"{chapter.name} took {record['peak_bytes']} bytes"
         )

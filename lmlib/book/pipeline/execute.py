@@ -84,10 +84,20 @@ def load_record(folder: Path, chapter: Chapter) -> dict[str, Any] | None:
     """The record of an executed chapter; None unless it and its notebook are there and belong together."""
     try:
         record: dict[str, Any] = json.loads(record_path(folder, chapter).read_text(encoding="utf-8"))
-        whole = record["sha256"] == _sha256(notebook_path(folder, chapter))
+        whole = "cpu_seconds" in record and record["sha256"] == _sha256(notebook_path(folder, chapter))
     except (OSError, ValueError, KeyError):
         return None
     return record if whole else None
+
+
+def undisturbed_seconds(record: dict[str, Any]) -> float:
+    """At most what a run took that did not have to wait for other programs, from its record.
+
+    On a busy machine the clock runs on while a chapter waits for a core; its processor seconds do not. A
+    chapter that itself only waits cannot hide behind them: at least a quarter of the clock's time counts.
+    """
+    seconds = float(record["seconds"])
+    return min(seconds, max(float(record["cpu_seconds"]), seconds / 4))
 
 
 def execute_all(
@@ -173,6 +183,7 @@ class Job:
         self.process: subprocess.Popen[str] | None = None
         self.stopped = ""
         self.peak_bytes = 0
+        self.cpu_of: dict[int, float] = {}  # process -> processor seconds, as last seen
 
     def run(self, progress: Callable[[int, int], None], say: Callable[[str], None]) -> Result:
         """Execute, watch, and put the result into place."""
@@ -263,11 +274,13 @@ class Job:
         }
 
     def _watch(self) -> None:
-        """Sample the memory of the kernel and its children (not of papermill); end a chapter that hangs."""
+        """Sample memory and time of the kernel and its children (not of papermill); end one that hangs."""
         assert self.process is not None
         deadline = time.monotonic() + PATIENCE[str(self.parameters["profile"])]
         while self.process.poll() is None:
-            self.peak_bytes = max(self.peak_bytes, _resident_bytes_of_children(self.process.pid))
+            resident, cpu = _usage_of_children(self.process.pid)
+            self.peak_bytes = max(self.peak_bytes, resident)
+            self.cpu_of |= cpu
             if time.monotonic() > deadline:
                 self.stop("it took longer than any chapter may, and was ended")
             time.sleep(SAMPLE_EVERY)
@@ -279,6 +292,7 @@ class Job:
             "sha256": _sha256(output),
             **self.parameters,
             "seconds": round(seconds, 2),
+            "cpu_seconds": round(sum(self.cpu_of.values()), 2),
             "peak_bytes": self.peak_bytes,
             "threads": self.threads,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -317,13 +331,16 @@ def machine() -> dict[str, Any]:
     return {"processor": name, "cores": os.cpu_count(), "memory_bytes": memory, "system": system}
 
 
-def _resident_bytes_of_children(pid: int) -> int:
-    total = 0
+def _usage_of_children(pid: int) -> tuple[int, dict[int, float]]:
+    """Resident bytes of all descendants together, and the processor seconds of each."""
+    resident, cpu = 0, {}
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                total += child.memory_info().rss
-    return total
+                resident += child.memory_info().rss
+                times = child.cpu_times()
+                cpu[child.pid] = times.user + times.system
+    return resident, cpu
 
 
 def _texts(failure: dict[str, Any]) -> tuple[str, str, str]:
