@@ -14,9 +14,10 @@ def exp(x, PRECISE: tl.constexpr):
     """
     t = x * 1.4426950408889634
     if PRECISE:
-        n = tl.maximum(tl.floor(t + 0.5), -200.0)
+        n = tl.minimum(tl.maximum(tl.floor(t + 0.5), -127.0), 128.0)
         rest = (x - n * 0.693359375) + n * 2.12194440054690583e-4
-        return tl.exp2(rest * 1.4426950408889634) * tl.exp2(n)
+        power = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)  # 2^n; 0 for -127
+        return tl.exp2(rest * 1.4426950408889634) * power
     else:
         return tl.exp2(t)
 

@@ -56,6 +56,7 @@ LIBRARY = "lmlib"
 
 _INTERPRETED_SM_COUNT = 2  # few programs: the interpreter's cost follows their number
 _INTERPRETED_L2_BYTES = 50 * 2**20
+_SMALL_SHARED_BYTES = 99 * 2**10
 
 
 @functools.cache
@@ -114,9 +115,19 @@ def l2_bytes(device: torch.device) -> int:
     return int(_properties(device.index or 0).L2_cache_size)
 
 
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have, in bytes; 99 KiB, that of small GPUs, where it is unknown."""
+    if device.type != "cuda":
+        return _SMALL_SHARED_BYTES
+    return int(getattr(_properties(device.index or 0), "shared_memory_per_block_optin", _SMALL_SHARED_BYTES))
+
+
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability of the GPU, (9, 0) for Hopper; (0, 0) on the CPU."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if device.type != "cuda":
+        return 0, 0
+    properties = _properties(device.index or 0)  # cached: asking torch each time costs as much as a launch
+    return properties.major, properties.minor
 
 
 def as_rows(x: Tensor) -> Tensor:

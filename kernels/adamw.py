@@ -27,7 +27,7 @@ from torch import Tensor
 from kernels._math import divide
 from kernels._runtime import _on_device, cdiv, tl, triton, triton_dtype, usable
 
-BLOCK, WARPS = 2048, 4
+BLOCK, WARPS = 2048, 8
 
 
 @triton.jit
@@ -41,7 +41,6 @@ def _update(
     size,
     decay,
     beta1_rest,
-    beta2,
     beta2_rest,
     step_size,
     root_bias2,
@@ -54,9 +53,11 @@ def _update(
     grad = tl.load(g + place, mask).to(tl.float32)
     mean = tl.load(m + place, mask)
     square = tl.load(v + place, mask)
-    value = tl.load(p + place, mask) * decay
+    value = tl.load(p + place, mask)
+    # Differences times small constants: 1 - lr wd and b2 in float32 would err the same way at each step.
+    value -= decay * value
     mean += beta1_rest * (grad - mean)
-    square = beta2 * square + beta2_rest * (grad * grad)
+    square += beta2_rest * (grad * grad - square)
     root = divide(tl.sqrt_rn(square), root_bias2, True) + eps
     value -= step_size * divide(mean, root, True)
     tl.store(p + place, value, mask)
@@ -75,7 +76,6 @@ def _adamw(
     tensors,
     decay,
     beta1_rest,
-    beta2,
     beta2_rest,
     step_size,
     root_bias2,
@@ -97,11 +97,11 @@ def _adamw(
     place = start + tl.arange(0, BLOCK)
     # fmt: off
     if start + BLOCK <= size:
-        _update(p, g, m, v, low, place, size, decay, beta1_rest, beta2, beta2_rest, step_size, root_bias2,
-                eps, MASTER, True)
+        _update(p, g, m, v, low, place, size, decay, beta1_rest, beta2_rest, step_size, root_bias2, eps,
+                MASTER, True)
     else:
-        _update(p, g, m, v, low, place, size, decay, beta1_rest, beta2, beta2_rest, step_size, root_bias2,
-                eps, MASTER, False)
+        _update(p, g, m, v, low, place, size, decay, beta1_rest, beta2_rest, step_size, root_bias2, eps,
+                MASTER, False)
     # fmt: on
 
 
@@ -170,7 +170,7 @@ def _scalars(
     """What the kernel needs, computed in double precision."""
     beta1, beta2 = betas
     bias1, bias2 = 1 - beta1**step, 1 - beta2**step
-    return 1 - lr * weight_decay, 1 - beta1, beta2, 1 - beta2, lr / bias1, math.sqrt(bias2), eps
+    return lr * weight_decay, 1 - beta1, 1 - beta2, lr / bias1, math.sqrt(bias2), eps
 
 
 def reference(
@@ -186,12 +186,10 @@ def reference(
     step: int = 1,
 ) -> None:
     """One step in plain PyTorch, in place on p, m and v; ``step`` counts from 1."""
-    decay, beta1_rest, beta2, beta2_rest, step_size, root_bias2, eps = _scalars(
-        lr, betas, eps, weight_decay, step
-    )
-    p.mul_(decay)
+    decay, beta1_rest, beta2_rest, step_size, root_bias2, eps = _scalars(lr, betas, eps, weight_decay, step)
+    p.mul_(1 - decay)
     m.lerp_(g, beta1_rest)
-    v.mul_(beta2).addcmul_(g, g, value=beta2_rest)
+    v.mul_(betas[1]).addcmul_(g, g, value=beta2_rest)
     p.addcdiv_(m, v.sqrt().div_(root_bias2).add_(eps), value=-step_size)
 
 

@@ -33,6 +33,7 @@ from kernels._runtime import (
     capability,
     cdiv,
     next_power_of_2,
+    shared_bytes,
     sm_count,
     tl,
     triton,
@@ -40,7 +41,7 @@ from kernels._runtime import (
 )
 
 MAX_COLUMNS = 32_768  # a row of more spills out of the registers
-ADD_ROWS, ADD_BLOCK, ADD_WARPS = 128, 32, 8  # tile and warps of the kernel that adds the parts of dweight
+ADD_COLUMNS, ADD_VALUES = 16, 8192  # of a tile of the kernel that adds the parts of dweight
 
 CHAIN = HAVE_GPU and torch.version.hip is None and hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
 """Whether the second kernel of the backward is launched while the first still runs (Hopper's programmatic
@@ -157,22 +158,35 @@ def _add_parts(
 def forward_launch(rows: int, columns: int, device: torch.device) -> Launch:
     """The forward's launch for a shape, from timings on Hopper GPUs."""
     block = next_power_of_2(columns)
-    tile = max(1, 2048 // block)
-    while tile > 1 and rows < 2 * tile * sm_count(device):
-        tile //= 2  # few rows: rather busy SMs than full programs
+    tile = _tile(2048, block, rows, device)
+    if block >= 16_384:  # a program fills an SM: it loads the next rows while it computes
+        return Launch(tile, warps=16 if block == 16_384 else 32, per_sm=1, stages=3)
     values_a_warp = 1024 if block <= 2048 else 512
-    return Launch(tile, warps=min(max(tile * block // values_a_warp, 1), 8 if block <= 8192 else 32))
+    return Launch(tile, warps=min(max(tile * block // values_a_warp, 1), 8))
 
 
 def backward_launch(rows: int, columns: int, device: torch.device) -> Launch:
     """The backward's launch for a shape, from timings on Hopper GPUs."""
     block = next_power_of_2(columns)
-    tile = max(1, 4096 // block)
+    tile = _tile(4096, block, rows, device)
+    if block >= 16_384:  # no registers are left to load ahead
+        return Launch(tile, warps=16 if block == 16_384 else 32, per_sm=1)
+    if block >= 2048:
+        return Launch(tile, warps=4 if block == 2048 else 8, per_sm=1, stages=3 if block == 8192 else 4)
+    return Launch(tile, warps=4, per_sm=2, stages=3)
+
+
+def _tile(values: int, block: int, rows: int, device: torch.device) -> int:
+    """Rows of a tile of so many values; fewer where rows are few: rather busy SMs than full programs."""
+    tile = max(1, values // block)
     while tile > 1 and rows < 2 * tile * sm_count(device):
         tile //= 2
-    if block > 8192:
-        return Launch(tile, warps=16 if block <= 16_384 else 32, per_sm=1)
-    return Launch(tile, warps=8 if block > 2048 else 4, per_sm=1 if block > 2048 else 2, stages=3)
+    return tile
+
+
+def _stages(launch: Launch, tile_bytes: int, device: torch.device) -> int:
+    """As many tiles loaded ahead as asked for and as fit into shared memory."""
+    return max(1, min(launch.stages, shared_bytes(device) * 9 // 10 // (tile_bytes * max(launch.per_sm, 1))))
 
 
 def _grid(rows: int, launch: Launch, device: torch.device) -> int:
@@ -194,6 +208,8 @@ def launch_forward(
     added = flat if residual is None else as_rows(residual)
     rows = flat.shape[0]
     launch = launch or forward_launch(rows, columns, x.device)
+    block = next_power_of_2(columns)
+    value_bytes = x.element_size() + (0 if residual is None else residual.element_size())
     _forward[(_grid(rows, launch, x.device),)](
         flat,
         added,
@@ -208,8 +224,8 @@ def launch_forward(
         eps,
         ADD=residual is not None,
         ROWS=launch.rows,
-        BLOCK=next_power_of_2(columns),
-        STAGES=launch.stages,
+        BLOCK=block,
+        STAGES=_stages(launch, launch.rows * block * value_bytes, x.device),
         num_warps=launch.warps,
     )
     return y, total, rstd
@@ -235,6 +251,8 @@ def launch_backward(
     launch = launch or backward_launch(rows, columns, dx.device)
     programs = _grid(rows, launch, dx.device)
     parts = torch.empty((programs, columns), dtype=torch.float32, device=dx.device)
+    block = next_power_of_2(columns)
+    value_bytes = dy.element_size() + total.element_size() * (1 if dtotal is None else 2)
     chained = CHAIN and capability(dx.device)[0] >= 9
     _backward[(programs,)](
         dy,
@@ -251,21 +269,22 @@ def launch_backward(
         flat.stride(0),
         ADD=dtotal is not None,
         ROWS=launch.rows,
-        BLOCK=next_power_of_2(columns),
-        STAGES=launch.stages,
+        BLOCK=block,
+        STAGES=_stages(launch, launch.rows * block * value_bytes, dx.device),
         CHAINED=chained,
         num_warps=launch.warps,
     )
-    block = min(ADD_BLOCK, next_power_of_2(columns))
-    _add_parts[(cdiv(columns, block),)](
+    # All parts of some columns at once: their loads wait together.
+    add_rows = min(next_power_of_2(programs), ADD_VALUES // ADD_COLUMNS)
+    _add_parts[(cdiv(columns, ADD_COLUMNS),)](
         parts,
         dweight,
         programs,
         columns,
-        ROWS=ADD_ROWS,
-        BLOCK=block,
+        ROWS=add_rows,
+        BLOCK=ADD_COLUMNS,
         CHAINED=chained,
-        num_warps=ADD_WARPS,
+        num_warps=8,
         **({"launch_pdl": True} if chained else {}),
     )
     return dx, dweight

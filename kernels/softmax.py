@@ -38,12 +38,11 @@ VECTOR_BYTES = 16
 
 
 class Launch(NamedTuple):
-    """Rows of a tile, columns of a tile, warps of a program, tiles of a wide row loaded ahead."""
+    """Rows of a tile, columns of a tile, warps of a program."""
 
     rows: int
     block: int
     warps: int
-    stages: int = 1
 
 
 @triton.jit
@@ -98,7 +97,6 @@ def _wide_forward(
     VECTOR: tl.constexpr,
     ENDS: tl.constexpr,
     PRECISE: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     first = row * x_stride
@@ -114,7 +112,7 @@ def _wide_forward(
         start, length = first, columns
         largest = float("-inf")
         total = 0.0
-    for done in tl.range(0, length, BLOCK, num_stages=STAGES):
+    for done in tl.range(0, length, BLOCK):
         mask = done + column < length
         x = tl.load(X + start + done + column, mask, other=float("-inf"), eviction_policy="evict_last").to(
             tl.float32
@@ -124,7 +122,7 @@ def _wide_forward(
         total = total * exp(largest - shift, PRECISE) + tl.sum(exp(x - shift, PRECISE))
         largest = grown
     y_row = Y + start if ENDS else Y + row * columns
-    for done in tl.range(0, length, BLOCK, num_stages=STAGES):
+    for done in tl.range(0, length, BLOCK):
         mask = done + column < length
         x = tl.load(X + start + done + column, mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         y = divide(exp(x - largest, PRECISE), total, PRECISE)
@@ -223,7 +221,6 @@ def launch_forward(x: Tensor, launch: Launch | None = None) -> Tensor:
             VECTOR=VECTOR_BYTES // x.element_size(),
             ENDS=_cut(columns, flat, y.view(rows, columns)),
             PRECISE=precise,
-            STAGES=launch.stages,
             num_warps=launch.warps,
         )
     return y
