@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lmlib.architecture.config import ModelConfig
     from lmlib.architecture.generation import generate
     from lmlib.architecture.huggingface import load_pretrained, save_pretrained
+    from lmlib.architecture.inspection import attention_weights
     from lmlib.architecture.model import TransformerLM
     from lmlib.architecture.parts import MLAConfig, MoEConfig, RopeScaling
 
@@ -27,6 +28,7 @@ _PLACES = {
     "ModelConfig": "config",
     "RopeScaling": "parts",
     "TransformerLM": "model",
+    "attention_weights": "inspection",
     "generate": "generation",
     "load_pretrained": "huggingface",
     "save_pretrained": "huggingface",
@@ -39,6 +41,7 @@ __all__ = [
     "ModelConfig",
     "RopeScaling",
     "TransformerLM",
+    "attention_weights",
     "generate",
     "load_pretrained",
     "save_pretrained",
