@@ -191,6 +191,8 @@ class LossModule(nn.Module):
         if form == "kernel" and self.softcap:
             form = "chunked"  # the kernel knows no soft cap
         self.form = form
+        if form == "kernel":
+            import kernels._runtime  # noqa: F401  (before anything is compiled: it chooses how Triton runs)
 
     def forward(
         self, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
@@ -220,7 +222,12 @@ class LossModule(nn.Module):
             logits = nn.functional.linear(hidden, weight.to(hidden.dtype))
             if self.softcap:
                 logits = self.softcap * torch.tanh(_wide(logits) / self.softcap)
-            loss = cross_entropy(logits, flat, reduction="sum", z_loss=z_loss)
+            # PyTorch's own, which inductor fuses so that no logits in fp32 are ever written
+            loss = (
+                cross_entropy(logits, flat, reduction="sum", z_loss=z_loss)
+                if z_loss
+                else nn.functional.cross_entropy(_wide(logits), flat, ignore_index=IGNORE, reduction="sum")
+            )
         extra = model.auxiliary_loss() if hasattr(model, "auxiliary_loss") else None
         return loss, loss.new_zeros(()) if extra is None else torch.as_tensor(extra, device=loss.device)
 

@@ -45,7 +45,8 @@ def linear(step: float, *, peak: float, total: float, warmup: float = 0, final: 
     """A straight line from the peak to ``final`` (Defazio et al. 2023, arXiv:2310.07831, section 3)."""
     if step < warmup:
         return peak * warm(step, warmup)
-    return peak + (final - peak) * progress(step, warmup, total)
+    done = progress(step, warmup, total)
+    return peak * (1 - done) + final * done
 
 
 def wsd(
@@ -59,7 +60,8 @@ def wsd(
     start = max(warmup, total * (1 - decay))
     if step < start:
         return peak * warm(step, warmup)
-    return peak + (final - peak) * progress(step, start, total)
+    done = progress(step, start, total)
+    return peak * (1 - done) + final * done
 
 
 _FUNCTIONS: dict[str, Callable[..., float]] = {

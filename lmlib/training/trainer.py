@@ -114,6 +114,8 @@ class Trainer:
         self._norm = self._step_seconds = 0.0
         self._saved = self._evaluated = -1  # the steps of the last save and evaluation
         self._saved_at = self._now = 0.0
+        # Beside a GPU, a thread reads and pins the next step's windows while this one's are computed on.
+        self._read_ahead = self.device.type == "cuda"
         self._reader: ThreadPoolExecutor | None = None
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
 
@@ -245,7 +247,9 @@ class Trainer:
                     self._tick()
                 self._punctuate()
             self._look()
-            if self._window:  # a longer run that goes on from here has its line where it always is
+            if (
+                self._window and self.step != self._mark[0]
+            ):  # a longer run that goes on from here has its line where it always is
                 self._log(last=True)
             if self.val_data is not None and self._evaluated != self.step:
                 self._evaluate()
@@ -358,9 +362,8 @@ class Trainer:
 
     def _batches(self) -> list[Batch]:
         """This process's micro-batches of the step that comes, on the device."""
-        if self.device.type != "cuda":
+        if not self._read_ahead:
             return self._read(self.step)
-        # Beside a GPU, a thread reads and pins the next step's while this one's are computed on.
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, "token reader")
         ready = self._ahead
