@@ -17,6 +17,7 @@ program looks up which chunk of which tensor is its own. The tables are made onc
 only where gradients have moved. Every value is computed by one thread: results are bitwise repeatable.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from kernels._math import divide
 from kernels._runtime import _on_device, cdiv, tl, triton, triton_dtype, usable
+from kernels.bench.case import Bench, Factory, Inputs, Shape, Work, normal
 
 BLOCK, WARPS = 2048, 8
 
@@ -329,3 +331,70 @@ class FusedAdamW(torch.optim.Optimizer):
             )
             if wide is not p:
                 p.copy_(wide)
+
+
+# -- the benchmark -------------------------------------------------------------------------------------------
+
+
+def _sizes(shape: Shape) -> list[tuple[int, ...]]:
+    """The matrices and vectors of a decoder with tied embeddings."""
+    d, f = shape["d_model"], shape["d_ff"]
+    layer: list[tuple[int, ...]] = [(d, d)] * 4 + [(f, d)] * 3 + [(d,)] * 2
+    return [(shape["vocab_size"], d), *(layer * shape["n_layers"]), (d,)]
+
+
+def _inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    return {name: [normal(shape, generator, *size) for size in _sizes(shape)] for name in ("params", "grads")}
+
+
+def _step_of(make: Callable[..., torch.optim.Optimizer]) -> Callable[..., Callable[[], list[Tensor]]]:
+    def start(params: list[Tensor], grads: list[Tensor]) -> Callable[[], list[Tensor]]:
+        leaves = [torch.nn.Parameter(p.detach()) for p in params]
+        for leaf, grad in zip(leaves, grads, strict=True):
+            leaf.grad = grad
+        optimizer = make(leaves, lr=1e-3, weight_decay=0.1)
+
+        def step() -> list[Tensor]:
+            optimizer.step()
+            return [leaf.detach() for leaf in leaves]
+
+        return step
+
+    return start
+
+
+def _reference(params: list[Tensor], grads: list[Tensor]) -> Callable[[], list[Tensor]]:
+    def step() -> list[Tensor]:
+        for p, g in zip(params, grads, strict=True):
+            reference(p, g, torch.zeros_like(p), torch.zeros_like(p), lr=1e-3, weight_decay=0.1)
+        return params
+
+    return step
+
+
+def _torch(**options: Any) -> Factory:
+    return lambda: _step_of(functools.partial(torch.optim.AdamW, **options))
+
+
+def _work(shape: Shape) -> dict[str, Work]:
+    values = sum(map(math.prod, _sizes(shape)))
+    return {"step": Work(28 * values, 15 * values)}
+
+
+def _shape(n_layers: int, d_model: int, d_ff: int, vocab_size: int) -> Shape:
+    sizes = {"n_layers": n_layers, "d_model": d_model, "d_ff": d_ff, "vocab_size": vocab_size}
+    return Shape(sizes, torch.float32)
+
+
+BENCH = Bench(
+    name="adamw",
+    inputs=_inputs,
+    ours=_step_of(FusedAdamW),
+    reference=_reference,
+    phases=("step",),
+    peers={"torch, foreach": _torch(foreach=True), "torch, fused": _torch(fused=True)},
+    work=_work,
+    shapes=(_shape(24, 1024, 4096, 50_257),),
+    full=(_shape(12, 768, 2048, 50_257), _shape(4, 256, 768, 8192)),
+    tiny=(_shape(1, 16, 24, 37),),
+)

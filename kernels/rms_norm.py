@@ -20,6 +20,7 @@ one operation a byte, so the memory bus decides.
   registers; a second kernel adds the parts. No atomics: on one machine the same inputs give the same bits.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,7 @@ from kernels._runtime import (
     triton,
     usable,
 )
+from kernels.bench.case import Bench, Inputs, Shape, UnavailableError, Work, compiled, installed, normal
 
 MAX_COLUMNS = 32_768  # a row of more spills out of the registers
 ADD_COLUMNS, ADD_VALUES = 16, 8192  # of a tile of the kernel that adds the parts of dweight
@@ -395,3 +397,103 @@ def rms_norm(
         return _rms_norm(x, weight, eps)[0]
     y, total, _ = _add_rms_norm(x, residual, weight, eps)
     return y, total
+
+
+# -- the benchmark -------------------------------------------------------------------------------------------
+
+ROWS = 16_384
+
+
+def _inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    inputs = {
+        "x": normal(shape, generator, "rows", "columns"),
+        "weight": normal(shape, generator, "columns"),
+    }
+    if shape.sizes.get("residual"):
+        inputs["residual"] = normal(shape, generator, "rows", "columns")
+    return inputs
+
+
+def _eager(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    total = x if residual is None else x + residual
+    y = torch.nn.functional.rms_norm(total, weight.shape, weight, 1e-6)
+    return y if residual is None else (y, total)
+
+
+def _unfused(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype) * weight
+
+
+def _liger() -> Callable[..., Tensor]:
+    function = installed("liger_kernel.ops.rms_norm", "LigerRMSNormFunction")
+    return lambda x, weight: function.apply(x, weight, 1e-6, 0.0, "llama", False)
+
+
+def _liger_add() -> Callable[..., tuple[Tensor, Tensor]]:
+    function = installed("liger_kernel.ops.fused_add_rms_norm", "LigerFusedAddRMSNormFunction")
+    return lambda x, weight, residual: function.apply(x, residual, weight, 1e-6, 0.0, "llama", False)
+
+
+def _cuda() -> Callable[..., Tensor]:
+    from kernels.cuda import rms_norm as cuda
+
+    if not cuda.available():
+        raise UnavailableError("CUDA C++ needs a CUDA GPU, nvcc and ninja")
+    return lambda x, weight: cuda.rms_norm(x, weight, 1e-6)
+
+
+def _work(shape: Shape) -> dict[str, Work]:
+    values, extra = shape["rows"] * shape["columns"], 2 if shape.sizes.get("residual") else 0
+    size = shape.dtype.itemsize
+    backward = 3 + (1 if extra else 0)
+    return {
+        "forward": Work((2 + extra) * values * size, 4 * values),
+        "backward": Work(backward * values * size, 8 * values),
+    }
+
+
+def _shape(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16, **more: bool) -> Shape:
+    return Shape({"rows": rows, "columns": columns, **more}, dtype)
+
+
+BENCH = (
+    Bench(
+        name="rms_norm",
+        inputs=_inputs,
+        ours=rms_norm,
+        reference=reference,
+        grads=("x", "weight"),
+        peers={
+            "F.rms_norm": lambda: _eager,
+            "eager, unfused": lambda: _unfused,
+            "torch.compile": compiled(_unfused),
+            "Liger": _liger,
+            "CUDA C++ (ours)": _cuda,
+        },
+        work=_work,
+        shapes=tuple(_shape(ROWS, columns) for columns in (1024, 4096, 8192)),
+        full=tuple(
+            _shape(rows, columns)
+            for rows in (1024, 4096, 16_384, 65_536)
+            for columns in (512, 1024, 2048, 4096, 8192, 16_384)
+            if (rows, columns) not in ((ROWS, 1024), (ROWS, 4096), (ROWS, 8192))
+        ),
+        tiny=(_shape(5, 131), _shape(3, 64, torch.float32)),
+    ),
+    Bench(
+        name="add_rms_norm",
+        inputs=_inputs,
+        ours=rms_norm,
+        reference=reference,
+        grads=("x", "weight", "residual"),
+        peers={
+            "F.rms_norm and +": lambda: _eager,
+            "torch.compile": compiled(_eager),
+            "Liger": _liger_add,
+        },
+        work=_work,
+        shapes=tuple(_shape(ROWS, columns, residual=True) for columns in (1024, 4096, 8192)),
+        tiny=(_shape(5, 131, residual=True),),
+    ),
+)

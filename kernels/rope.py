@@ -14,11 +14,14 @@ Bytes a value of q and k, b bytes each: 2 b, forward and backward; three FLOPs. 
 way and needs neither q nor k. Every value is computed by one thread: results are bitwise repeatable.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kernels._runtime import Operator, cdiv, next_power_of_2, tl, triton, usable
+from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, installed, normal
 
 TOKENS, WARPS = 1, 8
 
@@ -247,3 +250,58 @@ def rope(
     if inplace and not torch.compiler.is_compiling() and _overwritable(q) and _overwritable(k):
         return _RopeInPlace.apply(q, k, cos, sin)
     return _rope(q, k, cos, sin, False)
+
+
+def _inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    T, head_dim = shape["T"], shape["K"]
+    frequency = 10_000.0 ** -(torch.arange(0, head_dim, 2, device=generator.device) / head_dim)
+    angle = torch.arange(T, device=generator.device)[:, None] * frequency
+    q, k = (normal(shape, generator, "B", "T", heads, "K") for heads in ("H", "G"))
+    return {"q": q, "k": k, "cos": angle.cos(), "sin": angle.sin()}
+
+
+def _eager(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As models write it: tables of full width in the values' dtype, and half of each head turned round."""
+
+    def turn(x: Tensor) -> Tensor:
+        c, s = (torch.cat((table, table), -1).to(x.dtype).unsqueeze(-2) for table in (cos, sin))
+        low, high = x.chunk(2, -1)
+        return x * c + torch.cat((-high, low), -1) * s
+
+    return turn(q), turn(k)
+
+
+def _liger() -> Callable[..., tuple[Tensor, Tensor]]:
+    function = installed("liger_kernel.ops.rope", "LigerRopeFunction")
+
+    def turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        tables = (torch.cat((table, table), -1)[None].to(q.dtype) for table in (cos, sin))
+        # It writes into its input, which must live on here: hence the clones.
+        new = function.apply(q.clone().transpose(1, 2), k.clone().transpose(1, 2), *tables)
+        return new[0].transpose(1, 2), new[1].transpose(1, 2)
+
+    return turn
+
+
+def _work(shape: Shape) -> dict[str, Work]:
+    values = shape["B"] * shape["T"] * (shape["H"] + shape["G"]) * shape["K"]
+    work = Work(2 * values * shape.dtype.itemsize, 3 * values)
+    return {"forward": work, "backward": work}
+
+
+def _shape(B: int, T: int, H: int, G: int, K: int, dtype: torch.dtype = torch.bfloat16) -> Shape:
+    return Shape({"B": B, "T": T, "H": H, "G": G, "K": K}, dtype)
+
+
+BENCH = Bench(
+    name="rope",
+    inputs=_inputs,
+    ours=rope,
+    reference=reference,
+    grads=("q", "k"),
+    peers={"eager": lambda: _eager, "torch.compile": compiled(_eager), "Liger": _liger},
+    work=_work,
+    shapes=(_shape(8, 2048, 32, 8, 128),),
+    full=(_shape(1, 2048, 32, 8, 128), _shape(8, 2048, 16, 16, 64), _shape(1, 65_536, 32, 8, 128)),
+    tiny=(_shape(2, 3, 4, 2, 12), _shape(1, 5, 3, 1, 8, torch.float32)),
+)

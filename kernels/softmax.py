@@ -23,6 +23,7 @@ FLOPs.
 Every row is summed by one program in a fixed order: results are bitwise repeatable.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from kernels._math import divide, exp
 from kernels._runtime import Operator, as_rows, cdiv, next_power_of_2, sm_count, tl, triton, usable
+from kernels.bench.case import Bench, Shape, Work, compiled, installed, normal
 
 RESIDENT = 16_384
 WIDE_BLOCK = 16_384
@@ -304,3 +306,35 @@ def softmax(x: Float[Tensor, "*leading columns"]) -> Float[Tensor, "*leading col
     if not usable(x) or x.dim() == 0:
         return reference(x)
     return _softmax(x)
+
+
+def _eager(x: Tensor) -> Tensor:
+    return torch.softmax(x, -1)
+
+
+def _liger() -> Callable[..., Tensor]:
+    return installed("liger_kernel.ops.softmax", "LigerSoftmaxFunction").apply
+
+
+def _work(shape: Shape) -> dict[str, Work]:
+    values = shape["rows"] * shape["columns"]
+    size = shape.dtype.itemsize
+    return {"forward": Work(2 * values * size, 5 * values), "backward": Work(3 * values * size, 4 * values)}
+
+
+def _shape(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Shape:
+    return Shape({"rows": rows, "columns": columns}, dtype)
+
+
+BENCH = Bench(
+    name="softmax",
+    inputs=lambda shape, generator: {"x": normal(shape, generator, "rows", "columns", scale=2.0)},
+    ours=softmax,
+    reference=reference,
+    grads=("x",),
+    peers={"eager": lambda: _eager, "torch.compile": compiled(_eager), "Liger": _liger},
+    work=_work,
+    shapes=(*(_shape(16_384, 2**power) for power in range(10, 15)), _shape(4096, 50_257)),
+    full=tuple(_shape(2**28 // columns, columns) for columns in (64, 256, 32_768, 65_536, 131_072, 262_144)),
+    tiny=(_shape(5, 131), _shape(3, 64, torch.float32)),
+)

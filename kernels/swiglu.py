@@ -12,12 +12,15 @@ both gradients). The sigmoid is computed again in the backward instead of being 
 value. Every value is computed by one thread: results are bitwise repeatable.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kernels._math import sigmoid
 from kernels._runtime import Operator, as_rows, cdiv, tl, triton, usable
+from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, installed, normal
 
 BLOCK, WARPS = 1024, 8
 LARGEST_FLAT = 2**31 - 2**16  # values addressed by 32-bit offsets in one row
@@ -159,3 +162,39 @@ def swiglu(gate: Float[Tensor, "*shape"], up: Float[Tensor, "*shape"]) -> Float[
     if not usable(gate, up) or gate.dim() == 0:
         return reference(gate, up)
     return _swiglu(gate, up)
+
+
+def _inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    return {name: normal(shape, generator, "rows", "columns") for name in ("gate", "up")}
+
+
+def _eager(gate: Tensor, up: Tensor) -> Tensor:
+    return torch.nn.functional.silu(gate) * up
+
+
+def _liger() -> Callable[..., Tensor]:
+    return installed("liger_kernel.ops.swiglu", "LigerSiLUMulFunction").apply
+
+
+def _work(shape: Shape) -> dict[str, Work]:
+    values = shape["rows"] * shape["columns"]
+    size = shape.dtype.itemsize
+    return {"forward": Work(3 * values * size, 5 * values), "backward": Work(5 * values * size, 12 * values)}
+
+
+def _shape(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Shape:
+    return Shape({"rows": rows, "columns": columns}, dtype)
+
+
+BENCH = Bench(
+    name="swiglu",
+    inputs=_inputs,
+    ours=swiglu,
+    reference=reference,
+    grads=("gate", "up"),
+    peers={"eager": lambda: _eager, "torch.compile": compiled(_eager), "Liger": _liger},
+    work=_work,
+    shapes=(_shape(16_384, 11_008),),
+    full=tuple(_shape(rows, 11_008) for rows in (256, 1024, 4096)),
+    tiny=(_shape(5, 131), _shape(3, 64, torch.float32)),
+)
