@@ -9,6 +9,7 @@
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 
 from lmlib.resources.ledger import Ledger, Term, derive
 from lmlib.resources.model import MLP, Layer, Model
@@ -83,6 +84,7 @@ def _layer_terms(
     return tuple(terms)
 
 
+@lru_cache(maxsize=64)
 def forward(model: Model, batch: int, length: int, *, mask: str, past: int = 0) -> Ledger:
     """FLOPs of one forward pass over ``batch`` sequences of ``length`` tokens, logits of all included.
 

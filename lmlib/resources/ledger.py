@@ -8,7 +8,7 @@
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -19,7 +19,7 @@ from lmlib.resources.units import ArgumentError, Number, check_unit, exact, form
 
 _FUNCTIONS: dict[str, Callable[..., Number]] = {"min": min, "max": max, "ceil": ceil, "floor": floor}
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_NAME = re.compile(r"[A-Za-z_]\w*")
+_SPLIT = re.compile(r"([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,9 @@ def derive(name: str, formula: str, unit: str, source: str = "", **symbols: Numb
     Raises:
         ArgumentError: if the formula is not such an expression, or uses a name without a value.
     """
-    value = evaluate(formula, **symbols)
-
-    def number(match: re.Match[str]) -> str:
-        return match[0] if match[0] in _FUNCTIONS else _inserted(symbols[match[0]])
-
-    shown = formula.replace("**", "^").replace("*", "×")
-    return Term(name, shown, _NAME.sub(number, shown), value, unit, source)
+    compiled = _compiled(formula)
+    value = compiled.value(symbols)
+    return Term(name, compiled.shown, compiled.put_in(symbols), value, unit, source)
 
 
 def evaluate(formula: str, **symbols: Number) -> Number:
@@ -97,51 +93,94 @@ def evaluate(formula: str, **symbols: Number) -> Number:
 
     A displayed ``numbers`` string evaluates to its term's value (to the digits shown, for floats).
     """
-    text = _THOUSANDS.sub("", formula.replace("×", "*").replace("^", "**"))
-    return _settle(_walk(_parse(text), symbols, formula))
+    return _compiled(formula).value(symbols)
+
+
+@dataclass(frozen=True)
+class _Formula:
+    """A formula made ready once: a page computes the same few hundred again and again.
+
+    Args:
+        text: as it was written. shown: as it is displayed.
+        names: of the values it needs, in order. function: what computes it from them.
+        pieces: of ``shown``, every second one a name.
+    """
+
+    text: str
+    shown: str
+    names: tuple[str, ...]
+    function: Callable[..., Number]
+    pieces: tuple[str, ...]
+
+    def value(self, symbols: Mapping[str, Number]) -> Number:
+        """Computed with the values of ``symbols``, which may hold more."""
+        try:
+            given = [symbols[name] for name in self.names]
+        except KeyError as missing:
+            message = f"{self.text!r} uses {missing.args[0]!r}, which was given no value"
+            raise ArgumentError("formula", message) from None
+        return _settle(self.function(*given))
+
+    def put_in(self, symbols: Mapping[str, Number]) -> str:
+        """The formula with the values in place of their names."""
+        parts = list(self.pieces)
+        for place in range(1, len(parts), 2):
+            if parts[place] not in _FUNCTIONS:
+                parts[place] = _inserted(symbols[parts[place]])
+        return "".join(parts)
 
 
 @lru_cache(maxsize=4096)
-def _parse(text: str) -> ast.expr:
+def _compiled(formula: str) -> _Formula:
+    text = _THOUSANDS.sub("", formula.replace("×", "*").replace("^", "**"))
     try:
-        return ast.parse(text, mode="eval").body
+        node = ast.parse(text, mode="eval").body
     except SyntaxError as error:
         raise ArgumentError("formula", f"{text!r} is not an expression ({error.msg})") from None
+    _check(node, formula)
+    calls = {call.func for call in ast.walk(node) if isinstance(call, ast.Call)}
+    used = [each for each in ast.walk(node) if isinstance(each, ast.Name) and each not in calls]
+    names = tuple(dict.fromkeys(each.id for each in used))
+    parameters = ast.arguments(
+        posonlyargs=[], args=[ast.arg(name) for name in names], kwonlyargs=[], kw_defaults=[], defaults=[]
+    )
+    whole = ast.Expression(ast.Lambda(parameters, _Quotients().visit(node)))
+    code = compile(ast.fix_missing_locations(whole), "formula", "eval")
+    # What reaches eval is arithmetic only: _check has refused everything else.
+    function = eval(code, {"__builtins__": {}, "_quotient": _quotient, **_FUNCTIONS})
+    shown = formula.replace("**", "^").replace("*", "×")
+    return _Formula(formula, shown, names, function, tuple(_SPLIT.split(shown)))
 
 
-def _walk(node: ast.expr, symbols: dict[str, Number], formula: str) -> Number:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return node.value
-    if isinstance(node, ast.Name):
-        if node.id not in symbols:
-            raise ArgumentError("formula", f"{formula!r} uses {node.id!r}, which was given no value")
-        return symbols[node.id]
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_walk(node.operand, symbols, formula)
-    if isinstance(node, ast.BinOp):
-        return _operate(
-            node.op, _walk(node.left, symbols, formula), _walk(node.right, symbols, formula), formula
-        )
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
-        return _FUNCTIONS[node.func.id](*(_walk(argument, symbols, formula) for argument in node.args))
-    raise ArgumentError("formula", f"{formula!r} holds something other than arithmetic: {ast.unparse(node)}")
+def _check(node: ast.expr, formula: str) -> None:
+    """Refuse everything but numbers, names, arithmetic and the few functions."""
+    match node:
+        case ast.Constant(value=int() | float()) | ast.Name():
+            return
+        case ast.UnaryOp(op=ast.USub()):
+            _check(node.operand, formula)
+        case ast.BinOp():
+            if not isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div | ast.FloorDiv | ast.Pow):
+                raise ArgumentError("formula", f"{formula!r} uses an operator other than + - * / // **")
+            _check(node.left, formula)
+            _check(node.right, formula)
+        case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _FUNCTIONS:
+            for argument in node.args:
+                _check(argument, formula)
+        case _:
+            message = f"{formula!r} holds something other than arithmetic: {ast.unparse(node)}"
+            raise ArgumentError("formula", message)
 
 
-def _operate(operator: ast.operator, left: Number, right: Number, formula: str) -> Number:
-    match operator:
-        case ast.Add():
-            return left + right
-        case ast.Sub():
-            return left - right
-        case ast.Mult():
-            return left * right
-        case ast.Div():
-            return _quotient(left, right)
-        case ast.FloorDiv():
-            return left // right
-        case ast.Pow():
-            return left**right
-    raise ArgumentError("formula", f"{formula!r} uses an operator other than + - * / // **")
+class _Quotients(ast.NodeTransformer):
+    """Every division becomes an exact one."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        """``a / b`` as ``_quotient(a, b)``."""
+        self.generic_visit(node)
+        if isinstance(node.op, ast.Div):
+            return ast.Call(ast.Name("_quotient", ast.Load()), [node.left, node.right], [])
+        return node
 
 
 def _quotient(left: Number, right: Number) -> Number:
@@ -152,6 +191,8 @@ def _quotient(left: Number, right: Number) -> Number:
 
 def _settle(value: Number) -> Number:
     """A whole fraction becomes the integer it is."""
+    if type(value) is int:
+        return value
     return value.numerator if isinstance(value, Fraction) and value.denominator == 1 else value
 
 
@@ -161,6 +202,8 @@ def _plain(value: Number) -> int | float:
 
 def _inserted(value: Number) -> str:
     """A number as it stands inside a formula: a fraction or a negative number needs parentheses."""
+    if type(value) is int and value >= 0:
+        return f"{value:,}"
     return f"({exact(value)})" if value < 0 or isinstance(_settle(value), Fraction) else exact(value)
 
 

@@ -14,7 +14,7 @@ The peak is a maximum over the step, not a sum of parts: saved activations shrin
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import ceil
 
 from lmlib.resources.activations import saved_ledger, tensor_ledger
@@ -23,7 +23,7 @@ from lmlib.resources.model import Attention, Model
 from lmlib.resources.optimizer import Optimizer, trained_tensors
 from lmlib.resources.parameters import buffers, parameters
 from lmlib.resources.profile import Profile
-from lmlib.resources.segments import GRANULE, Segment, segments
+from lmlib.resources.segments import GRANULE, Played, Segment, segments
 from lmlib.resources.tape import Moment
 from lmlib.resources.units import ArgumentError, check_bool, check_integer
 
@@ -110,11 +110,79 @@ def memory(
     Raises:
         ArgumentError: for sizes out of bounds, or choices that do not go together.
     """
+    step = _step(model, profile, optimizer, batch_size, context_length, first_step, shards)
+    return step.timeline()
+
+
+def peak(
+    model: Model,
+    profile: Profile,
+    optimizer: Optimizer,
+    batch_size: int,
+    context_length: int,
+    *,
+    first_step: bool = False,
+    shards: Shards | None = None,
+) -> int:
+    """The peak of ``memory`` alone, without the account of what is alive there."""
+    return _step(model, profile, optimizer, batch_size, context_length, first_step, shards).peak()
+
+
+def _step(
+    model: Model,
+    profile: Profile,
+    optimizer: Optimizer,
+    batch_size: int,
+    context_length: int,
+    first_step: bool,
+    shards: Shards | None,
+) -> "_Step":
     check_bool("first_step", first_step)
     if optimizer.master and profile.parameter_bytes == 4:
         raise ArgumentError("master", f"is for parameters in 16 bits; precision is {profile.precision}")
-    step = _Step(model, profile, optimizer, batch_size, context_length, first_step, shards or Shards())
-    return step.timeline()
+    return _Step(model, profile, optimizer, batch_size, context_length, first_step, shards or Shards())
+
+
+def surroundings(model: Model, profile: Profile, batch_size: int, context_length: int) -> list[Term]:
+    """What is there beside parameters and their like: the batch, buffers, tables, masks, workspaces."""
+    tokens = batch_size * context_length
+    terms = [derive("batch: input and target ids", "2 * 8 * tokens", "bytes", tokens=tokens)]
+    if buffers(model).total:
+        terms.append(derive("buffers", "4 * values", "bytes", values=buffers(model).total))
+    attention = model.layers[0].attention
+    if not model.learned_positions:
+        width = attention.head_dim if isinstance(attention, Attention) else attention.rope_head_dim
+        terms.append(
+            derive(
+                "rotary cosines and sines",
+                "2 * context_length * head_dim * width",
+                "bytes",
+                context_length=context_length,
+                head_dim=width,
+                width=profile.compute_bytes,
+            )
+        )
+    if profile.attention == "eager":
+        length = context_length
+        terms.append(derive("causal mask", "context_length**2", "bytes", context_length=length))
+    if profile.device == "cuda" and profile.workspace_bytes:
+        size = profile.workspace_bytes
+        terms.append(derive("cuBLAS workspaces", "workspaces", "bytes", workspaces=size))
+    return terms
+
+
+@lru_cache(maxsize=32)
+def _played(
+    model: Model,
+    profile: Profile,
+    batch_size: int,
+    context_length: int,
+    granule: int,
+    accumulates: bool,
+) -> tuple[tuple[Segment, ...], tuple[Played, ...]]:
+    """The segments, and what each does to memory: neither depends on how much is sharded."""
+    parts = segments(model, profile, batch_size, context_length)
+    return parts, tuple(part.play(granule, accumulates)[0] for part in parts)
 
 
 class _Step:
@@ -134,8 +202,9 @@ class _Step:
         self.batch_size, self.context_length, self.first_step = batch_size, context_length, first_step
         self.granule = GRANULE if profile.device == "cuda" else 1
         self.trained = trained_tensors(model)
-        self.parts = segments(model, profile, batch_size, context_length)
-        self.played = [part.play(self.granule, optimizer.keeps_gradients)[0] for part in self.parts]
+        self.parts, self.played = _played(
+            model, profile, batch_size, context_length, self.granule, optimizer.keeps_gradients
+        )
         self.order = self._order()
         self.held = sum(tensor.nbytes for tensor in self.parts[-1].held)
 
@@ -155,7 +224,7 @@ class _Step:
             entries += self._states()
         if self.optimizer.keeps_gradients:
             entries.append(self._kept_gradients())
-        entries += self._surroundings()
+        entries += surroundings(self.model, self.profile, self.batch_size, self.context_length)
         rounding = self._rounding(entries)
         return Ledger("before the step", "bytes", tuple(entries + rounding))
 
@@ -211,32 +280,6 @@ class _Step:
         tensors = sum(each.count for each in self.trained)
         return [derive("step counters", "4 * tensors", "bytes", tensors=tensors)]
 
-    def _surroundings(self) -> list[Term]:
-        tokens = self.batch_size * self.context_length
-        terms = [derive("batch: input and target ids", "2 * 8 * tokens", "bytes", tokens=tokens)]
-        if buffers(self.model).total:
-            terms.append(derive("buffers", "4 * values", "bytes", values=buffers(self.model).total))
-        attention = self.model.layers[0].attention
-        if not self.model.learned_positions:
-            width = attention.head_dim if isinstance(attention, Attention) else attention.rope_head_dim
-            terms.append(
-                derive(
-                    "rotary cosines and sines",
-                    "2 * context_length * head_dim * width",
-                    "bytes",
-                    context_length=self.context_length,
-                    head_dim=width,
-                    width=self.profile.compute_bytes,
-                )
-            )
-        if self.profile.attention == "eager":
-            length = self.context_length
-            terms.append(derive("causal mask", "context_length**2", "bytes", context_length=length))
-        if self.profile.device == "cuda" and self.profile.workspace_bytes:
-            size = self.profile.workspace_bytes
-            terms.append(derive("cuBLAS workspaces", "workspaces", "bytes", workspaces=size))
-        return terms
-
     def _rounding(self, entries: list[Term]) -> list[Term]:
         """What the allocator adds to parameters and states, tensor by tensor."""
         if self.granule == 1:
@@ -265,14 +308,26 @@ class _Step:
     def timeline(self) -> Timeline:
         """Forward, backward, optimizer, and what is alive at the peak."""
         standing = self.standing()
-        base = int(standing.total)
+        rows, marks, stored = self._rows(int(standing.total))
+        peak = max(row.peak for row in rows)
+        first = next(place for place, row in enumerate(rows) if row.peak == peak)
+        alive = self._alive(standing, rows[first], marks[first] if first < len(marks) else None, stored)
+        return Timeline(tuple(rows), standing, alive, peak)
+
+    def peak(self) -> int:
+        """The highest row."""
+        return max(row.peak for row in self._rows(int(self.standing().total))[0])
+
+    def _rows(self, base: int) -> tuple[list[Row], list[tuple[int, int, int, int]], int]:
+        """All rows; for each its place, part, bytes kept and gradients stored before it; all gradients."""
         rows: list[Row] = []
-        marks: list[tuple[int, int, int, int]] = []  # row, part, earlier bytes kept, earlier gradients
+        marks: list[tuple[int, int, int, int]] = []
         kept = 0
         for place, (number, name) in enumerate(self.order):
             played = self.played[number]
             marks.append((place, number, kept, 0))
-            rows.append(self._row("forward", name, played.forward, base, kept, 0, played.forward_end))
+            moments = (played.forward[0], *played.forward_highest)
+            rows.append(self._row("forward", name, moments, base, kept, 0, played.forward_end))
             kept += played.kept_forward
         stored = 0
         kept = sum(self.played[number].kept for number, _ in self.order)
@@ -281,14 +336,12 @@ class _Step:
             kept -= played.kept
             marks.append((place, number, kept, stored))
             end = self._input_bytes(place) + self._held_by(number)
-            rows.append(self._row("backward", name, played.backward, base, kept, stored, end, played.stored))
+            moments = (played.backward[0], *played.backward_highest)
+            rows.append(self._row("backward", name, moments, base, kept, stored, end, played.stored))
             kept += self._held_by(number)
             stored += played.stored
         rows.append(self._update(base, stored))
-        peak = max(row.peak for row in rows)
-        first = next(place for place, row in enumerate(rows) if row.peak == peak)
-        alive = self._alive(standing, rows[first], marks[first] if first < len(marks) else None, stored)
-        return Timeline(tuple(rows), standing, alive, peak)
+        return rows, marks, stored
 
     def _held_by(self, number: int) -> int:
         """What Python still refers to once the head's backward pass is over."""

@@ -270,6 +270,14 @@ class Model:
         check_bool("tied", self.tied)
         check_bool("head_bias", self.head_bias)
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.d_model, self.vocab_size, self.tied, self.runs))
+
+    def __hash__(self) -> int:
+        """Computed once: models are keys of caches, and a hundred layers take long to hash."""
+        return self._hash
+
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], name: str = "") -> "Model":
         """Read the contents of a Hugging Face ``config.json``, see ``config.read``."""

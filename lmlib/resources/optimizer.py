@@ -11,6 +11,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property, lru_cache
 
 from lmlib.resources.model import Model
 from lmlib.resources.parameters import BUFFER, MATMUL, Weight, layer_weights
@@ -109,7 +110,7 @@ class Trained:
     count: int
     hidden: bool
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Parameters of one tensor."""
         product = 1
@@ -124,6 +125,7 @@ def newton_schulz_bytes(rows: int, columns: int) -> int:
     return 2 * (2 * short * long + 2 * short * short)
 
 
+@lru_cache(maxsize=64)
 def trained_tensors(model: Model) -> tuple[Trained, ...]:
     """Every trained weight tensor of a model, equal layers together."""
     return tuple(_trained(model))

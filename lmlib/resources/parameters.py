@@ -8,6 +8,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from lmlib.resources.ledger import Ledger, Term, derive, evaluate
 from lmlib.resources.model import MLP, Attention, LatentAttention, Layer, Model, MoE, describe
@@ -37,37 +38,37 @@ class Weight:
     split: str = WHOLE
     expert: bool = False
 
-    @property
+    @cached_property
     def values(self) -> dict[str, int]:
         """The symbols as a dictionary."""
         return dict(self.symbols)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Sizes of one copy, outputs first."""
         return tuple(int(evaluate(dim, **self.values)) for dim in self.dims)
 
-    @property
+    @cached_property
     def one(self) -> str:
         """The formula of one copy's size."""
         return " * ".join(f"({dim})" if "+" in dim else dim for dim in self.dims)
 
-    @property
+    @cached_property
     def stored(self) -> str:
         """The formula of the size of all copies."""
         return f"n_experts * {self.one}" if self.expert else self.one
 
-    @property
+    @cached_property
     def active(self) -> str:
         """The formula of the size of the copies that one token meets."""
         return f"top_k * {self.one}" if self.expert else self.one
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Parameters of all copies."""
         return int(evaluate(self.stored, **self.values))
 
-    @property
+    @cached_property
     def active_size(self) -> int:
         """Parameters that one token meets."""
         return int(evaluate(self.active, **self.values))
@@ -172,6 +173,7 @@ def _norms(model: Model, prefix: str, names: tuple[str, ...]) -> Iterator[Weight
             yield make.weight(f"{name}.bias", "d_model", role=NORM)
 
 
+@lru_cache(maxsize=512)
 def layer_weights(model: Model, layer: Layer) -> tuple[Weight, ...]:
     """Every weight of one block."""
     attention, mlp = layer.attention, layer.mlp
@@ -188,6 +190,7 @@ def layer_weights(model: Model, layer: Layer) -> tuple[Weight, ...]:
     return tuple(weights)
 
 
+@lru_cache(maxsize=64)
 def group_names(model: Model) -> tuple[str, ...]:
     """One name for each of ``model.groups``: ``28 layers (gqa, dense)``, numbered where two would agree."""
     names: list[str] = []
@@ -259,6 +262,7 @@ def _derive(name: str, formula: str, symbols: dict[str, int], layers: int = 1) -
     return derive(name, formula, "parameters", "", layers=layers, **symbols)
 
 
+@lru_cache(maxsize=64)
 def parameters(model: Model) -> Ledger:
     """All trained parameters; a tied head adds none. Buffers are apart, see ``buffers``."""
     entries: tuple[Term | Ledger, ...] = (
@@ -271,6 +275,7 @@ def parameters(model: Model) -> Ledger:
     return Ledger("parameters", "parameters", entries)
 
 
+@lru_cache(maxsize=64)
 def active(model: Model, *, count_embedding: bool, count_head: bool) -> Ledger:
     """Parameters that one token meets: ``top_k`` of ``n_experts`` experts, and by convention the rest.
 
@@ -295,6 +300,7 @@ def non_embedding(model: Model) -> Ledger:
     return Ledger("non-embedding parameters", "parameters", entries)
 
 
+@lru_cache(maxsize=64)
 def buffers(model: Model) -> Ledger:
     """Values that a checkpoint stores but no gradient trains: the correction biases of routers."""
     return Ledger("buffers", "parameters", tuple(_layers(model, active=False, buffers=True)))

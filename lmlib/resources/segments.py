@@ -5,6 +5,7 @@ Equal layers are played once: where a layer stands changes what is alive around 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from lmlib.resources.blocks import layer_program
 from lmlib.resources.ends import embedding_gradient, embedding_program, head_program
@@ -37,6 +38,26 @@ class Played:
     kept: int
     output_bytes: int
     stored: int
+
+    @cached_property
+    def forward_highest(self) -> tuple[Moment, ...]:
+        """Those moments of the forward pass that can be the highest, however bytes are divided."""
+        return _highest(self.forward)
+
+    @cached_property
+    def backward_highest(self) -> tuple[Moment, ...]:
+        """The same of the backward pass."""
+        return _highest(self.backward)
+
+
+def _highest(moments: tuple[Moment, ...]) -> tuple[Moment, ...]:
+    """Moments than which no other has both as much alive and as many gradients; of equals the first."""
+    found, most = [], -1
+    for moment in sorted(moments, key=lambda each: (-each.alive, -each.gradients)):
+        if moment.gradients > most:
+            found.append(moment)
+            most = moment.gradients
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -85,39 +85,35 @@ def stage_flops(
     Tensor parallel ranks share every product, context parallel ranks the tokens (evenly, as a striped
     order of the sequence gives it), and experts are met evenly.
     """
-    model, layout = divided.model, divided.layout
     whole = training(
-        model, micro_batch, length, mask=mask, count="hardware", kernel=kernel, recompute=recompute
+        divided.model, micro_batch, length, mask=mask, count="hardware", kernel=kernel, recompute=recompute
     )
-    held = divided.stage_groups(stage)
-    ranks = layout.tp * layout.cp
+    return _stage_share(divided, stage, whole)
+
+
+def _stage_share(divided: Divided, stage: int, whole: Ledger) -> Ledger:
+    """What of the ``whole`` model's FLOPs a rank of ``stage`` computes."""
+    model, layout = divided.model, divided.layout
+    held, ranks = divided.stage_groups(stage), layout.tp * layout.cp
     terms = []
     for name, (layer, layers) in zip(group_names(model), model.groups, strict=True):
-        if layer not in held:
-            continue
-        flops = sum(part[name].value for part in whole if isinstance(part, Ledger) and name in part)
-        terms.append(
-            derive(
-                name,
-                "flops / layers * held / ranks",
-                "FLOPs",
-                flops=flops,
-                layers=layers,
-                held=held[layer],
-                ranks=ranks,
-            )
-        )
+        if layer in held:
+            symbols = {"flops": _of(whole, name), "layers": layers, "held": held[layer], "ranks": ranks}
+            terms.append(derive(name, "flops / layers * held / ranks", "FLOPs", **symbols))
     if stage == layout.pp - 1:
-        flops = sum(part["head"].value for part in whole if isinstance(part, Ledger) and "head" in part)
-        terms.append(derive("head", "flops / ranks", "FLOPs", flops=flops, ranks=ranks))
+        terms.append(derive("head", "flops / ranks", "FLOPs", flops=_of(whole, "head"), ranks=ranks))
     return Ledger(f"FLOPs of a rank of stage {stage}", "FLOPs", tuple(terms))
 
 
-def slowest_stage(divided: Divided, micro_batch: int, length: int, *, mask: str) -> int:
-    """The stage with most FLOPs, which all others wait for; the last of equals, as it has the head."""
-    work = [stage_flops(divided, stage, micro_batch, length, mask=mask).total for stage in _kinds(divided)]
-    stages = list(_kinds(divided))
-    return max(zip(work, stages, strict=True))[1]
+def _of(whole: Ledger, name: str) -> Number:
+    """FLOPs of all passes with that name."""
+    return sum(part[name].value for part in whole if isinstance(part, Ledger) and name in part)
+
+
+def _slowest(divided: Divided, whole: Ledger) -> tuple[int, Ledger]:
+    """The stage with most FLOPs, which all others wait for, and those."""
+    shares = [(stage, _stage_share(divided, stage, whole)) for stage in _kinds(divided)]
+    return max(shares, key=lambda share: share[1].total)
 
 
 def _kinds(divided: Divided) -> tuple[int, ...]:
@@ -163,7 +159,10 @@ def step_time(
         check_choice("hidden", group, GROUPS)
         check_number("hidden", share, 0, 1)
     divided = Divided(model, layout)
-    stage = slowest_stage(divided, micro_batch, length, mask=mask)
+    whole = training(
+        model, micro_batch, length, mask=mask, count="hardware", kernel=kernel, recompute=recompute
+    )
+    stage, flops = _slowest(divided, whole)
     traffic = communication(
         model,
         layout,
@@ -173,7 +172,6 @@ def step_time(
         recompute="none" if recompute == "none" else "full" if recompute.startswith("full") else "core",
         gradient_bytes=gradient_bytes,
     )
-    flops = stage_flops(divided, stage, micro_batch, length, mask=mask, kernel=kernel, recompute=recompute)
     compute = derive(
         "arithmetic",
         "microbatches * flops / (peak * efficiency)",

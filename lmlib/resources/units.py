@@ -7,6 +7,7 @@
 
 from collections.abc import Iterable
 from fractions import Fraction
+from functools import lru_cache
 
 Number = int | float | Fraction
 
@@ -82,6 +83,7 @@ def check_bool(field: str, value: object) -> None:
         raise ArgumentError(field, f"must be true or false, got {value!r}")
 
 
+@lru_cache(maxsize=1024)
 def check_unit(unit: str) -> str:
     """Return ``unit`` if it is known, alone or as a quotient ``a/b`` of two known ones."""
     parts = unit.split("/")
