@@ -5,6 +5,7 @@
 - For GeForce cards the peak is that with accumulation in fp32; with fp16 it is twice as high.
 - Interconnects are in bytes per second that one device sends, in one direction. Data sheets print both
   directions added up.
+- ``hardware_sources`` says of each figure where it was read, or that it was not.
 - A device that is not in the table has no peak: ``identify`` gives ``None``, and no MFU is better than a
   wrong one. Prices are inputs, never in the table.
 """
@@ -131,7 +132,7 @@ _V100 = "NVIDIA V100 data sheet, January 2020"
 _A100 = "NVIDIA A100 data sheet, June 2021; DGX A100: one 200 Gb/s network card a GPU"
 _H100 = "NVIDIA H100 architecture white paper, table 2; DGX H100: one 400 Gb/s network card a GPU"
 _ADA = "NVIDIA Ada GPU architecture white paper, appendix A"
-_TPU = "Google Cloud TPU documentation, system architecture; links as in the scaling-book, part 2"
+_TPU = "Google Cloud TPU documentation, v5e, v5p and v6e pages; v4 as in How to scale your model, part 2"
 _PEAKS_A100 = _peaks(bf16=312, fp16=312, tf32=156, fp32=19.5, int8=624)
 _PEAKS_H100 = _peaks(bf16=989.4, fp16=989.4, tf32=494.7, fp32=66.9, fp8=1978.9, int8=1978.9)
 
@@ -267,7 +268,7 @@ _ALL = (
     _device(
         "b200",
         "B200",
-        _peaks(bf16=2250, fp16=2250, tf32=1125, fp32=75, fp8=4500),
+        _peaks(bf16=2250, fp16=2250, tf32=1125, fp32=75, fp8=4500, int8=4500),
         8000,
         180,
         "NVIDIA DGX B200 and HGX B200 data sheets, per GPU",
@@ -280,7 +281,7 @@ _ALL = (
     _device(
         "gb200",
         "GB200 (NVL72)",
-        _peaks(bf16=2500, fp16=2500, tf32=1250, fp32=80, fp8=5000),
+        _peaks(bf16=2500, fp16=2500, tf32=1250, fp32=80, fp8=5000, int8=5000),
         8000,
         186,
         "NVIDIA GB200 NVL72 data sheet, per GPU",
@@ -388,10 +389,10 @@ _ALL = (
         watts=192,
     ),
     _device(
-        "tpu-v5e", "TPU v5e", _peaks(bf16=197, int8=394), 819, 16, _TPU, link=180, node=256, network=6.25
+        "tpu-v5e", "TPU v5e", _peaks(bf16=197, int8=394), 819, 16, _TPU, link=200, node=256, network=3.125
     ),
     _device(
-        "tpu-v5p", "TPU v5p", _peaks(bf16=459, int8=918), 2765, 95, _TPU, link=540, node=8960, network=6.25
+        "tpu-v5p", "TPU v5p", _peaks(bf16=459, int8=918), 2765, 95, _TPU, link=600, node=8960, network=6.25
     ),
     _device(
         "tpu-v6e",
@@ -400,7 +401,7 @@ _ALL = (
         1640,
         32,
         _TPU,
-        link=360,
+        link=400,
         node=256,
         network=12.5,
     ),
