@@ -19,15 +19,16 @@ from lmlib.book.declare import (
 )
 from lmlib.book.quantities import readable
 from lmlib.book.widgets.resources_devices import device_inputs, read_device
-from lmlib.book.widgets.resources_explain import explained, plain, section
+from lmlib.book.widgets.resources_explain import explained, plain, section, steps
 from lmlib.book.widgets.resources_models import check_context, model_inputs, with_model
 from lmlib.resources.communication import Traffic, communication
 from lmlib.resources.hardware import Device
 from lmlib.resources.layout import LARGEST_GROUP, Divided, Layout, part, rank
-from lmlib.resources.ledger import Ledger
+from lmlib.resources.ledger import Ledger, Term
 from lmlib.resources.model import Model
+from lmlib.resources.step_time import StepTime, step_time
 
-_ANCHOR = "sec-states"
+_ANCHOR, _STEP_ANCHOR = "sec-states", "sec-mfu"
 _MOST_ROWS = 32
 
 
@@ -42,9 +43,11 @@ def calculate(
     recompute: str,
     gradient_bytes: str,
     latency: float,
+    efficiency_percent: float,
+    hidden_percent: float,
     **rest: Any,
 ) -> Sequence[Output]:
-    """State of every rank, bubble, and what is sent in a step."""
+    """State of every rank, what is sent in a step, and how long the step takes."""
     del start  # it only fills the other fields
     device = read_device(rest)
     warning = check_context(model, context_length)
@@ -69,17 +72,35 @@ def calculate(
     times = [each.seconds(device, latency / 10**6) for each in traffic]
     busiest = max(range(len(times)), key=lambda index: times[index].total)
     sent, seconds = traffic[busiest].ledger(), times[busiest]
-    tokens = layout.dp * layout.microbatches * micro_batch * context_length
+    hidden = hidden_percent / 100
+    step = step_time(
+        model,
+        layout,
+        device,
+        micro_batch,
+        context_length,
+        efficiency=efficiency_percent / 100,
+        mask="causal",
+        hidden={"dp": hidden, "edp": hidden},
+        latency=latency / 10**6,
+        recompute=recompute,
+        gradient_bytes=wide,
+    )
+    mfu = step.mfu(model, context_length, device, convention="causal")
     return [
         Value("State on the fullest rank", int(states[fullest].total), "B", headline=True),
-        Value("Pipeline bubble", plain(100 * layout.bubble), "%", headline=True),
-        Value("Sending, if nothing overlaps", plain(seconds.total), "s", headline=True),
+        Value("A step takes", plain(step.seconds), "s", headline=True),
+        Value("MFU (causal)", plain(100 * mfu.value), "%", headline=True),
+        Value("Speed", plain(step.tokens_per_second.value), "tokens/s"),
+        Value("Pipeline bubble", plain(100 * layout.bubble), "%", help="Idle over busy time"),
+        Value("Sending, if nothing overlaps", plain(seconds.total), "s"),
         Value("Sent by one rank in a step", plain(sent.total), "B"),
-        Value("Tokens of a step", tokens, "tokens"),
+        Value("Tokens of a step", step.tokens, "tokens"),
         Value("Memory of a device", device.memory, "B"),
         *_notes(warning, layout, device, int(states[fullest].total)),
         _plot(states, device),
         _table(divided, states),
+        *_step(step, mfu),
         explained(states[fullest], f"State of the fullest rank, of stage {fullest}", _ANCHOR),
         *_communication(traffic[busiest], sent, seconds),
     ]
@@ -175,6 +196,13 @@ def _plot(states: list[Ledger], device: Device) -> Plot:
     )
 
 
+def _step(step: StepTime, mfu: Term) -> list[Output]:
+    return [
+        explained(step.ledger, f"Seconds of a step, at the pace of stage {step.stage}", _STEP_ANCHOR),
+        steps("From seconds to speed and MFU", _STEP_ANCHOR, step.tokens_per_second, mfu),
+    ]
+
+
 def _communication(traffic: Traffic, sent: Ledger, seconds: Ledger) -> list[Output]:
     if not len(sent):
         return [Note("One rank alone sends nothing.")]
@@ -237,8 +265,9 @@ register(
         name="resources/layout",
         title="Pipeline and sharding layout",
         description=(
-            "What each rank of a parallel layout holds, to the byte, how long its pipeline idles, and what "
-            "it sends in one step. Training is in bf16 with AdamW and fp32 master weights."
+            "What each rank of a parallel layout holds, to the byte, what it sends in one step, how long its "
+            "pipeline idles, and how long the step takes. Training is in bf16 with AdamW and fp32 master "
+            "weights."
         ),
         inputs=(
             Choice(
@@ -252,7 +281,7 @@ register(
                 presets={key: filled for key, (_, filled) in _STARTS.items()},
             ),
             *model_inputs("llama-3-70b"),
-            *device_inputs("memory", "link", "node_size", "network"),
+            *device_inputs("peak", "memory", "link", "node_size", "network"),
             Number("n_devices", "Devices", 64, 1, 2**24, help="dp · tp · pp · cp", group="The hardware"),
             Number(
                 "latency",
@@ -262,6 +291,28 @@ register(
                 10**6,
                 unit="µs",
                 integer=False,
+                group="The hardware",
+            ),
+            Number(
+                "efficiency_percent",
+                "Efficiency of arithmetic",
+                65.0,
+                0.1,
+                100,
+                unit="%",
+                integer=False,
+                help="Of the peak, while a rank computes; 68 fits the Megatron runs of 175B to 1T",
+                group="The hardware",
+            ),
+            Number(
+                "hidden_percent",
+                "Hidden of data parallel sums",
+                90.0,
+                0,
+                100,
+                unit="%",
+                integer=False,
+                help="Runs behind arithmetic; everything else that is sent is waited for",
                 group="The hardware",
             ),
             _ranks("dp", "dp", "Data parallel ranks"),
@@ -305,7 +356,10 @@ register(
             ),
             Choice("gradient_bytes", "Gradients in", (("2", "bf16"), ("4", "fp32")), "2", group=_STEP),
         ),
-        compute=with_model(calculate, {"length": "context_length", "n_ranks": "n_devices"}),
+        compute=with_model(
+            calculate,
+            {"length": "context_length", "n_ranks": "n_devices", "efficiency": "efficiency_percent"},
+        ),
         section=section(_ANCHOR),
     )
 )
