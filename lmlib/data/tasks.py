@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 
 from lmlib.data import words
@@ -65,7 +66,9 @@ def question(key: str, seed: int, split: str, index: int) -> Document:
 
 def _wrong_values(dice: Dice, asked: Fact, number: int) -> list[str]:
     """Different values that the relation could have, but has not; never the one who is asked about."""
-    rest = [value for value in relations()[asked.relation].values if value not in (asked.value, asked.entity)]
+    rest = list(relations()[asked.relation].values)
+    for known in {asked.value, asked.entity}.intersection(rest):
+        rest.remove(known)
     return [rest.pop(dice.choose(range(len(rest)))) for _ in range(number)]
 
 
@@ -113,9 +116,8 @@ class _Problem:
 
     def _step(self) -> str:
         """One change, told in a sentence."""
-        operations = [operation for operation in _OPERATIONS if operation.numbers(self.value)]
-        operation = self._dice.choose(operations)
-        number = self._dice.choose(operation.numbers(self.value))
+        operation, numbers = self._dice.choose(_changes(self.value))
+        number = self._dice.choose(numbers)
         text = f"{self.value} {operation.sign} {number}"
         self.value = operation.result(self.value, number)
         self.expression = f"({self.expression} {operation.sign} {number})"
@@ -159,6 +161,13 @@ _OPERATIONS = (
         ("{who} shares them equally among {n} baskets and keeps one basket.",),
     ),
 )
+
+
+@cache
+def _changes(value: int) -> list[tuple[_Operation, list[int]]]:
+    """The operations that a value allows, each with the numbers that it can take."""
+    allowed = [(operation, operation.numbers(value)) for operation in _OPERATIONS]
+    return [(operation, numbers) for operation, numbers in allowed if numbers]
 
 
 # Preferences
