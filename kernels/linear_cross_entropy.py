@@ -345,5 +345,5 @@ BENCH = Bench(
     work=_work,
     shapes=(_shape(8192, 50257, 1024), _shape(8192, 128256, 2048)),
     full=tuple(_shape(8192, 50257, width) for width in (512, 2048, 4096)),
-    tiny=(_shape(300, 65, 16, torch.float32),),
+    tiny=(_shape(20, 65, 16, torch.float32), _shape(7, 33, 8)),
 )
