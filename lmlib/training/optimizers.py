@@ -79,7 +79,9 @@ class OptimizerSettings:
                 muon=self.kind == "muon",
                 muon_lr_scale=self.muon_lr_scale,
             )
-        return MasterWeights(groups, self._make) if precision(policy).master else self._make(groups)
+        own = self.kind == "adamw" and self.implementation == "triton"  # keeps master weights itself
+        wrapped = precision(policy).master and not own
+        return MasterWeights(groups, self._make) if wrapped else self._make(groups)
 
     def _make(self, groups: Groups) -> torch.optim.Optimizer:
         adam: dict[str, Any] = {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
