@@ -53,8 +53,13 @@ class Chip:
     @property
     def register_bytes(self) -> Term:
         """Bytes of all registers of the chip."""
-        symbols = {"sms": self.sms, "registers_per_sm": self.registers_per_sm}
-        return derive("registers", "sms * registers_per_sm * 4", "bytes", **symbols)
+        return derive(
+            "registers",
+            "sms * registers_per_sm * 4",
+            "bytes",
+            sms=self.sms,
+            registers_per_sm=self.registers_per_sm,
+        )
 
     @property
     def in_flight(self) -> Term:

@@ -99,7 +99,7 @@ def _stage_share(divided: Divided, stage: int, whole: Ledger) -> Ledger:
     for name, (layer, layers) in zip(group_names(model), model.groups, strict=True):
         if layer in held:
             symbols = {"flops": _of(whole, name), "layers": layers, "held": held[layer], "ranks": ranks}
-            terms.append(derive(name, "flops / layers * held / ranks", "FLOPs", **symbols))
+            terms.append(derive(name, "flops / layers * held / ranks", "FLOPs", "", **symbols))
     if stage == layout.pp - 1:
         terms.append(derive("head", "flops / ranks", "FLOPs", flops=_of(whole, "head"), ranks=ranks))
     return Ledger(f"FLOPs of a rank of stage {stage}", "FLOPs", tuple(terms))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -27,6 +28,7 @@ ROOF, LONG, SERVE, TRAIN, LAYOUT, FIT = NAMES = tuple(
 )
 WITH_MODEL = (LONG, SERVE, LAYOUT, FIT)
 FAULT = "could not be computed"
+_LONE = {"dp": 1, "tp": 1, "pp": 1, "sp": "false", "n_devices": 1}
 
 
 def ask(name: str, **entries: object) -> list[dict[str, Any]]:
@@ -215,6 +217,14 @@ def test_a_preset_fills_the_sizes_that_describe_it_in_full() -> None:
         (LAYOUT, {"context_length": 8191}, "context_length", "multiple of cp"),
         (LAYOUT, {"sp": "true", "tp": 1, "n_devices": 8}, "sp", "needs tp > 1"),
         (LAYOUT, {"device": "rtx-4090"}, "device", "reaches 8 devices"),
+        (LAYOUT, {**_LONE, "device": "apple-m4-max"}, "device", "publishes no FLOP/s"),
+        (LAYOUT, {"efficiency_percent": 0}, "efficiency_percent", "from 0.1 to 100"),
+        (FIT, {"pp": 3}, "pp", "must divide the 8 devices"),
+        (FIT, {"pp": 64, "n_devices": 64}, "pp", "too many for 32 layers"),
+        (FIT, {"pp": 4, "vpp": 2, "microbatches": 6}, "microbatches", "multiple of pp = 4"),
+        (FIT, {"vpp": 2}, "vpp", "needs pp > 1"),
+        (FIT, {"ep": 2}, "ep", "has no experts"),
+        (FIT, {"model": "deepseek-v3", "ep": 8, "precision": "autocast"}, "precision", "without ep"),
         (FIT, {"tp": 3}, "tp", "Must divide the 8 devices"),
         (FIT, {"tp": 16, "n_devices": 16}, "tp", "8 key/value heads, got 16"),
         (FIT, {"tp": 8, "context_length": 8191}, "context_length", "multiple of tp = 8"),
@@ -402,6 +412,58 @@ def test_the_change_that_is_named_makes_it_fit(
     promised = table(before, "Bytes at the peak")[-1][2]
     assert word(after, "Peak on one rank") == promised
     assert readable(int(promised), "B") in note
+
+
+def test_a_pipeline_is_shown_stage_by_stage_and_its_fullest_rank_counts() -> None:
+    outputs = ask(FIT, model="llama-3-70b", n_devices=64, tp=8, pp=4, zero=1, batch_size=2)
+    stages = table(outputs, "Bytes at the peak of a rank of each stage")
+    assert len(stages) == 4
+    peaks = [int(row[-2]) for row in stages]
+    assert str(max(peaks)) == word(outputs, "Peak on one rank")
+    for row in stages:
+        assert sum(int(value) for value in row[1:-2]) == int(row[-2])
+
+
+_CUT = {"zero": 3, "loss": "chunked", "recompute": "full"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "name"),
+    [
+        ({**_CUT, "model": "mixtral-8x7b", "n_devices": 64, "device": "rtx-4090"}, "tp"),
+        (
+            {
+                **_CUT,
+                "model": "deepseek-v3",
+                "n_devices": 2048,
+                "context_length": 4096,
+                "device": "own",
+                "memory": 50,
+                "node_size": 1,
+            },
+            "ep",
+        ),
+    ],
+)
+def test_more_parallelism_that_is_named_makes_it_fit(entries: dict[str, object], name: str) -> None:
+    """The change is read from the answer, entered, and must do what was promised."""
+    before = ask(FIT, **entries)
+    note = next(out["text"] for out in before if out["kind"] == "note")
+    found = re.search(rf"It would with {name} = (\d+)", note)
+    assert found, note
+    assert word(ask(FIT, **entries, **{name: found[1]}), "Fits") == "yes"
+    assert word(ask(FIT, **entries, **{name: int(found[1]) // 2}), "Fits") == "no"
+
+
+def test_seconds_of_a_step_add_up_and_give_its_speed() -> None:
+    outputs = ask(LAYOUT)
+    terms = ledger(outputs, "Seconds of a step")
+    seconds = number(outputs, "A step takes")
+    assert sum(float(term["value"]) for term in terms) == pytest.approx(seconds, rel=1e-6)
+    tokens = number(outputs, "Tokens of a step")
+    assert number(outputs, "Speed") == pytest.approx(tokens / seconds, rel=1e-6)
+    faster = ask(LAYOUT, efficiency_percent=80)
+    assert number(faster, "MFU (causal)") > number(outputs, "MFU (causal)")
 
 
 def test_what_cannot_fit_is_said_to_need_more_devices() -> None:

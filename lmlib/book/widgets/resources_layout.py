@@ -358,7 +358,12 @@ register(
         ),
         compute=with_model(
             calculate,
-            {"length": "context_length", "n_ranks": "n_devices", "efficiency": "efficiency_percent"},
+            {
+                "length": "context_length",
+                "n_ranks": "n_devices",
+                "efficiency": "efficiency_percent",
+                "dtype": "device",
+            },
         ),
         section=section(_ANCHOR),
     )
