@@ -465,6 +465,8 @@ class Trainer:
             raise ArgumentError("folder", "there is none to write checkpoints into")
         self._look()
         metric = self.last.get("val_loss") if self._evaluated == self.step else None
+        if metric is not None and not math.isfinite(metric):
+            metric = None
         self.parallel.save(self.checkpoints, self.step, self._state(), metric, self.model, self.optimizer)
         self._saved, self._saved_at = self.step, self._tick()
         return self.checkpoints.place(self.step)

@@ -274,7 +274,7 @@ def test_log_lines(tmp_path: Path) -> None:
     assert again.resume() == 10
     again.fit()
     assert lines.events[2:] == ["resume 10", "start", "close"]
-    assert again.seconds > trainer.seconds * 0.99
+    assert again.seconds > second["seconds"]  # the clock goes on where the checkpoint left it
 
 
 def test_groups_keep_their_share_of_the_rate() -> None:
