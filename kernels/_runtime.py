@@ -60,6 +60,11 @@ _SMALL_SHARED_BYTES = 99 * 2**10
 
 
 @functools.cache
+def _gpus() -> int:
+    return torch.cuda.device_count()
+
+
+@functools.cache
 def _capable(index: int) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
 
@@ -96,11 +101,12 @@ def triton_dtype(dtype: torch.dtype) -> Any:
     return getattr(tl, str(dtype).removeprefix("torch."))
 
 
-@functools.cache
+# Answers about a device are cached: asking torch each time can cost as much as a launch.
 def _properties(index: int) -> Any:
     return torch.cuda.get_device_properties(index)
 
 
+@functools.cache
 def sm_count(device: torch.device) -> int:
     """Streaming multiprocessors of the GPU; 2 on the CPU, so that the interpreter has little to do."""
     if device.type != "cuda":
@@ -108,6 +114,7 @@ def sm_count(device: torch.device) -> int:
     return int(_properties(device.index or 0).multi_processor_count)
 
 
+@functools.cache
 def l2_bytes(device: torch.device) -> int:
     """Size of the GPU's L2 cache in bytes; 50 MiB, an H100's, on the CPU."""
     if device.type != "cuda":
@@ -115,6 +122,7 @@ def l2_bytes(device: torch.device) -> int:
     return int(_properties(device.index or 0).L2_cache_size)
 
 
+@functools.cache
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may have, in bytes; 99 KiB, that of small GPUs, where it is unknown."""
     if device.type != "cuda":
@@ -122,11 +130,12 @@ def shared_bytes(device: torch.device) -> int:
     return int(getattr(_properties(device.index or 0), "shared_memory_per_block_optin", _SMALL_SHARED_BYTES))
 
 
+@functools.cache
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability of the GPU, (9, 0) for Hopper; (0, 0) on the CPU."""
     if device.type != "cuda":
         return 0, 0
-    properties = _properties(device.index or 0)  # cached: asking torch each time costs as much as a launch
+    properties = _properties(device.index or 0)
     return properties.major, properties.minor
 
 
@@ -158,7 +167,7 @@ def _on_device(launch: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(launch)
     def launched(*args: Any) -> Any:
-        if not HAVE_GPU or torch.cuda.device_count() == 1:
+        if _gpus() <= 1:
             return launch(*args)
         tensor = next(arg for arg in args if isinstance(arg, Tensor))
         if not tensor.is_cuda:
@@ -167,6 +176,24 @@ def _on_device(launch: Callable[..., Any]) -> Callable[..., Any]:
             return launch(*args)
 
     return launched
+
+
+def _eager_function(
+    name: str, launch: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    # Not as a `setup_context` of its own: with one, `apply` inspects the signature of `forward` at each call,
+    # which takes longer than the kernels of small tensors.
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = launch(*args)
+        setup(ctx, args, output)
+        return output
+
+    members = {
+        "forward": staticmethod(forward),
+        # The kernels are not differentiable twice: an error, not a wrong number.
+        "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
+    }
+    return type(name, (torch.autograd.Function,), members)
 
 
 class Operator:
@@ -196,13 +223,7 @@ class Operator:
         self.function: Any = None
         if setup is not None and backward is not None:
             definition.register_autograd(backward, setup_context=setup)
-            members = {
-                "forward": staticmethod(self.launch),
-                "setup_context": staticmethod(setup),
-                # The kernels are not differentiable twice: an error, not a wrong number.
-                "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
-            }
-            self.function = type(name, (torch.autograd.Function,), members)
+            self.function = _eager_function(name, self.launch, setup, backward)
         self.operator = getattr(getattr(torch.ops, LIBRARY), name)
 
     def __call__(self, *args: Any) -> Any:

@@ -175,14 +175,11 @@ class _RopeInPlace(torch.autograd.Function):
     """Overwrites q and k, and says so to autograd."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         launch_into(q, k, q, k, cos, sin, False)
+        ctx.mark_dirty(q, k)
+        ctx.save_for_backward(cos, sin)
         return q, k
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.mark_dirty(inputs[0], inputs[1])
-        ctx.save_for_backward(inputs[2], inputs[3])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

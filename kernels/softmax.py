@@ -313,7 +313,8 @@ def _eager(x: Tensor) -> Tensor:
 
 
 def _liger() -> Callable[..., Tensor]:
-    return installed("liger_kernel.ops.softmax", "LigerSoftmaxFunction").apply
+    function = installed("liger_kernel.ops.softmax", "LigerSoftmaxFunction")
+    return lambda x: function.apply(x)
 
 
 def _work(shape: Shape) -> dict[str, Work]:

@@ -173,7 +173,8 @@ def _eager(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _liger() -> Callable[..., Tensor]:
-    return installed("liger_kernel.ops.swiglu", "LigerSiLUMulFunction").apply
+    function = installed("liger_kernel.ops.swiglu", "LigerSiLUMulFunction")
+    return lambda gate, up: function.apply(gate, up)
 
 
 def _work(shape: Shape) -> dict[str, Work]:

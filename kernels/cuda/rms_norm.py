@@ -27,6 +27,7 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _ADDRESS, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 
 
+@functools.cache
 def available() -> bool:
     """Whether this machine can build and run CUDA C++: a CUDA GPU, nvcc and ninja."""
     if not HAVE_GPU or torch.version.cuda is None or shutil.which("ninja") is None:
@@ -104,19 +105,14 @@ def launch_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tupl
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return launch_forward(x, weight, eps)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(inputs[0], inputs[1], output[1])
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, rstd = launch_forward(x, weight, eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy: Tensor | None, _):
-        if dy is None:
-            return None, None, None
+    def backward(ctx, dy: Tensor):
         return *launch_backward(dy, *ctx.saved_tensors), None
 
 
@@ -133,7 +129,7 @@ def rms_norm(
             f"weight must have shape {tuple(x.shape[-1:])}, x's last axis, got {tuple(weight.shape)}"
         )
     if takes(x, weight):
-        return _RMSNorm.apply(x, weight, eps)[0]
+        return _RMSNorm.apply(x, weight, eps)
     from kernels.rms_norm import rms_norm as fallback
 
     y = fallback(x, weight, eps)
