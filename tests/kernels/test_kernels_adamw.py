@@ -1,0 +1,168 @@
+"""FusedAdamW against torch.optim.AdamW: steps, groups, masters in float32, saved states, odd tensors."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from kernels import FusedAdamW
+
+SHAPES = ((7,), (33, 20), (1,), (3, 5, 7), (700,))
+HYPER = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+
+
+def params(device: str, dtype: torch.dtype = torch.float32) -> list[Parameter]:
+    torch.manual_seed(0)
+    shapes = (*SHAPES, (3000, 1111), (2048 * 5,)) if device == "cuda" else SHAPES
+    return [Parameter(torch.randn(shape, device=device).to(dtype)) for shape in shapes]
+
+
+def set_grads(*lists: list[Parameter]) -> None:
+    """The same random gradients for each list, in its own dtype."""
+    for row in zip(*lists, strict=True):
+        drawn = torch.randn_like(row[-1], dtype=torch.float32).to(row[-1].dtype)
+        for p in row:
+            p.grad = drawn.to(p.dtype)
+
+
+def copies(source: list[Parameter], dtype: torch.dtype) -> list[Parameter]:
+    return [Parameter(p.detach().to(dtype, copy=True)) for p in source]
+
+
+def worst(found: list[Parameter], right: list[Parameter]) -> float:
+    return max(
+        float((a.double() - b.double()).norm() / b.double().norm()) for a, b in zip(found, right, strict=True)
+    )
+
+
+def test_equals_torch_to_float32_rounding(device: str) -> None:
+    ours = params(device)
+    torchs, exact = copies(ours, torch.float32), copies(ours, torch.float64)
+    optimizers = [FusedAdamW(ours, **HYPER)]
+    optimizers += [torch.optim.AdamW(each, **HYPER) for each in (torchs, exact)]
+    for _ in range(12):
+        set_grads(exact, torchs, ours)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert worst(ours, exact) <= 1.05 * worst(torchs, exact) + 2.0**-24
+    assert worst(ours, torchs) < 1e-6
+    for mine, theirs in zip(ours, torchs, strict=True):
+        for name in ("exp_avg", "exp_avg_sq", "step"):
+            a, b = optimizers[0].state[mine][name], optimizers[1].state[theirs][name]
+            assert torch.allclose(a, b.to(a.device), rtol=1e-5, atol=1e-9), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_rounded_from_a_master(dtype: torch.dtype, device: str) -> None:
+    """Steps too small for bfloat16 add up in the master."""
+    ours = params(device, dtype)
+    exact = copies(ours, torch.float64)
+    hyper = {**HYPER, "lr": 1e-4}
+    mine, theirs = FusedAdamW(ours, **hyper), torch.optim.AdamW(exact, **hyper)
+    for _ in range(12):
+        set_grads(exact, ours)
+        mine.step()
+        theirs.step()
+    for p, right in zip(ours, exact, strict=True):
+        master = mine.state[p]["master"]
+        assert master.dtype == mine.state[p]["exp_avg"].dtype == torch.float32
+        assert torch.allclose(master.double(), right, rtol=1e-5, atol=1e-6)
+        unit = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]  # the interpreter cuts
+        assert torch.allclose(p.float(), master, rtol=unit, atol=1e-6)
+
+
+def test_groups_schedules_closures_and_missing_gradients(device: str) -> None:
+    ours = params(device)
+    torchs = copies(ours, torch.float32)
+
+    def make(cls: type, tensors: list[Parameter]) -> torch.optim.Optimizer:
+        groups = [{"params": tensors[:2], "weight_decay": 0.0}, {"params": tensors[2:], "lr": 3e-2}]
+        return cls(groups, lr=1e-2)
+
+    mine, theirs = make(FusedAdamW, ours), make(torch.optim.AdamW, torchs)
+    for step in range(5):
+        set_grads(torchs, ours)
+        if step in (1, 2):
+            ours[step].grad = torchs[step].grad = None  # from now on their numbers of steps differ
+        for optimizer in (mine, theirs):
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+        assert mine.step(lambda: 3.5) == 3.5
+        theirs.step()
+        assert worst(ours, torchs) < 1e-6
+
+
+def test_states_are_exchanged_with_torch(device: str) -> None:
+    ours = params(device)
+    torchs = copies(ours, torch.float32)
+    mine, theirs = FusedAdamW(ours, **HYPER), torch.optim.AdamW(torchs, **HYPER, fused=device == "cuda")
+    for _ in range(2):
+        set_grads(torchs, ours)
+        mine.step()
+        theirs.step()
+    first, second = copy.deepcopy(mine.state_dict()), copy.deepcopy(theirs.state_dict())
+    mine = FusedAdamW(ours)
+    mine.load_state_dict(second)
+    theirs = torch.optim.AdamW(torchs)
+    theirs.load_state_dict(first)
+    assert mine.param_groups[0]["weight_decay"] == theirs.param_groups[0]["weight_decay"] == 0.1
+    for _ in range(2):
+        set_grads(torchs, ours)
+        mine.step()
+        theirs.step()
+    assert worst(ours, torchs) < 1e-6
+
+
+def test_saving_and_resuming_gives_the_same_bits(device: str) -> None:
+    def run(stop: int) -> list[Tensor]:
+        tensors = params(device, torch.bfloat16)
+        optimizer = FusedAdamW(tensors, **HYPER)
+        torch.manual_seed(1)
+        for step in range(4):
+            if step == stop:
+                file = io.BytesIO()
+                torch.save(optimizer.state_dict(), file)
+                file.seek(0)
+                optimizer = FusedAdamW(tensors)
+                optimizer.load_state_dict(torch.load(file))
+            set_grads(tensors)
+            optimizer.step()
+        return [p.detach() for p in tensors]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(2), run(99), strict=True))
+
+
+def test_odd_tensors(device: str) -> None:
+    """Unaligned, not contiguous, empty, float64, and with gradients of another layout."""
+    base = torch.randn(60, device=device)
+    drawn = [base[1:50], base[:40].reshape(5, 8).mT, base[:0], base.double(), base[:48].reshape(6, 8)]
+    ours = [Parameter(x.clone(memory_format=torch.preserve_format)) for x in drawn]
+    ours[0] = Parameter(base[1:50])
+    torchs = [Parameter(x.clone(memory_format=torch.preserve_format)) for x in ours]
+    mine, theirs = FusedAdamW(ours, **HYPER), torch.optim.AdamW(torchs, **HYPER)
+    for _ in range(3):
+        set_grads(torchs, ours)
+        ours[4].grad = torch.randn(8, 6, device=device).mT
+        torchs[4].grad = ours[4].grad.clone()
+        mine.step()
+        theirs.step()
+    ours.pop(2), torchs.pop(2)
+    assert worst(ours, torchs) < 1e-6
+
+
+def test_bad_input_is_named() -> None:
+    p = Parameter(torch.ones(3))
+    for hyper in ({"lr": -1.0}, {"betas": (0.9, 1.0)}, {"eps": -1.0}, {"weight_decay": -0.1}):
+        with pytest.raises(ValueError, match=f"{next(iter(hyper))} must be"):
+            FusedAdamW([p], **hyper)
+    amsgrad = torch.optim.AdamW([p], amsgrad=True)
+    with pytest.raises(ValueError, match="amsgrad is not supported"):
+        FusedAdamW([p]).load_state_dict(amsgrad.state_dict())
+    embedding = torch.nn.Embedding(4, 2, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="gradients must be dense"):
+        FusedAdamW(embedding.parameters()).step()

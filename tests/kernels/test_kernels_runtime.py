@@ -1,0 +1,78 @@
+"""Where kernels run, how names are loaded, and the two doors of an operator."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+import kernels
+from kernels import _runtime
+from kernels._runtime import DTYPES, as_rows, is_aligned, next_power_of_2, usable
+
+
+def test_importing_the_package_imports_neither_torch_nor_triton() -> None:
+    code = "import kernels, sys; assert not {'torch', 'triton'} & set(sys.modules); print('ok')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "ok\n", done.stderr
+
+
+def test_a_name_is_the_function_also_after_its_module_was_imported() -> None:
+    module = importlib.import_module("kernels.softmax")
+    assert isinstance(module, ModuleType)
+    assert kernels.softmax is module.softmax
+    with pytest.raises(AttributeError, match="no attribute 'soft'"):
+        kernels.soft  # noqa: B018
+
+
+def test_without_triton_the_reference_computes() -> None:
+    code = """
+import sys
+sys.modules["triton"] = None
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "triton" else find(name, *more)
+import torch
+from kernels import FusedAdamW, rms_norm, rope, softmax, swiglu
+x, w = torch.randn(3, 8), torch.randn(8, requires_grad=True)
+rms_norm(x, w, residual=x)[0].sum().backward()
+q = torch.randn(1, 3, 2, 8)
+rope(q, q, torch.randn(3, 4), torch.randn(3, 4))
+swiglu(x, softmax(x))
+optimizer = FusedAdamW([w])
+optimizer.step()
+print("ok")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "ok\n", done.stderr
+
+
+def test_usable(device: str) -> None:
+    x = torch.ones(3, device=device)
+    assert usable(x) == usable(x, None) == _runtime.HAVE_TRITON
+    assert not usable(x, x.double())
+    assert not usable(x.to(torch.int32))
+    assert not usable(x, torch.ones(3, device="meta"))
+    assert not usable(None)
+    assert len(DTYPES) == 3
+
+
+def test_next_power_of_2() -> None:
+    assert [next_power_of_2(n) for n in (0, 1, 2, 3, 4, 5, 1000, 1024)] == [1, 1, 2, 4, 4, 8, 1024, 1024]
+
+
+def test_rows_are_views_where_strides_allow() -> None:
+    x = torch.arange(24.0).reshape(2, 3, 4)
+    assert as_rows(x).data_ptr() == x.data_ptr()
+    assert as_rows(x).shape == (6, 4)
+    half = x.reshape(6, 4)[:, 1:3]
+    assert as_rows(half).data_ptr() == half.data_ptr()
+    assert torch.equal(as_rows(x.transpose(0, 2)), x.transpose(0, 2).reshape(12, 2))
+    assert as_rows(torch.ones(4)).shape == (1, 4)
+    assert as_rows(torch.ones(4, 0)).shape == (4, 0)
+    assert is_aligned(x.reshape(6, 4))
+    assert not is_aligned(half)
