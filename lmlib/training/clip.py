@@ -37,5 +37,9 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Floa
         check_number("max_norm", max_norm, 1e-30, 1e30)
         factor = (max_norm / (norm + EPSILON)).clamp(max=1.0)
         if gradients:
-            torch._foreach_mul_(gradients, factor.to(gradients[0].device))
+            # in the gradients' type where they share one: only then is it a single launch
+            one = len({each.dtype for each in gradients}) == 1
+            torch._foreach_mul_(
+                gradients, factor.to(gradients[0].device, gradients[0].dtype if one else None)
+            )
     return norm

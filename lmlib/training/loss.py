@@ -115,16 +115,18 @@ class _ChunkedLoss(torch.autograd.Function):
         else:
             products, matrix = hidden, weight.to(hidden.dtype)
         total = torch.zeros((), dtype=wide, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        # Nothing is written in place: some versions of torch.compile save a tensor as it was before.
+        pieces: list[Tensor] = []
         grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             loss, slope = _chunk(products[rows] @ matrix.T, targets[rows], ignore_index, z_loss, softcap)
-            total += loss
-            if grad_hidden is not None:
-                grad_hidden[rows] = slope @ matrix
+            total = total + loss
+            if needs_hidden:
+                pieces.append((slope @ matrix).to(hidden.dtype))
             if grad_weight is not None:
-                grad_weight += slope.T @ products[rows]
+                grad_weight = grad_weight + slope.T @ products[rows]
+        grad_hidden = torch.cat(pieces) if needs_hidden else None
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total

@@ -51,7 +51,7 @@ LADDER: list[tuple[str, list[str]]] = [
     ("Muon", ["optimizer.kind='muon'"]),
     ("linear to zero", ["schedule.kind='linear'", "schedule.warmup=0.02", "schedule.final=0"]),
 ]
-RATES = {"sgd": (0.03, 0.1, 0.3, 1.0), "adamw": (0.001, 0.003, 0.006), "muon": (0.005, 0.01, 0.02)}
+RATES = {"sgd": (0.03, 0.1, 0.3, 1.0), "adamw": (0.001, 0.003, 0.006), "muon": (0.002, 0.005, 0.01)}
 
 
 def ladder() -> list[Case]:
