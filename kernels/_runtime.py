@@ -41,6 +41,7 @@ else:
         """Stands for Triton where it is missing: decorators do nothing, ``constexpr`` is an annotation."""
 
         constexpr = Any
+        extra = None
 
         @staticmethod
         def jit(function: Callable[..., Any] | None = None, **_: Any) -> Any:
@@ -64,9 +65,14 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-@functools.cache
+_CAPABLE: dict[int, bool] = {}  # by the GPU's index; torch.compile reads through it, unlike functools.cache
+
+
 def _capable(index: int) -> bool:
-    return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
+    if index not in _CAPABLE:
+        modern = torch.version.hip is not None or torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
+        _CAPABLE[index] = modern
+    return _CAPABLE[index]
 
 
 def usable(*tensors: Tensor | None) -> bool:
