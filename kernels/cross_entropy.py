@@ -275,12 +275,12 @@ def _launch(logits: Tensor, grad: Tensor | None) -> Launch:
     V = logits.shape[1]
     if not logits.is_cuda:
         return Launch(vec, min(next_power_of_2(max(V, 2 * vec)), 65536), 1)
-    # One row has one program: with much of it per trip, few rows are under way, and they stay in the cache.
+    # One row has one program: with many warps on it, few rows are under way, and they stay in the cache.
     block = min(max(next_power_of_2(V), 32 * vec), BLOCK)
-    return Launch(vec, block, min(max(block // 512, 1), WARPS))
+    return Launch(vec, block, min(max(block // 512, 1), 32))
 
 
-BLOCK, WARPS = 16384, 16
+BLOCK = 16384
 
 
 def _empty_results(logits: Tensor) -> tuple[Tensor, Tensor]:

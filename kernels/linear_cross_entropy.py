@@ -5,18 +5,23 @@
 - Tokens are taken in chunks. For each: logits by one matrix product, their gradient by the cross-entropy
   kernel in the logits' place, then two products for the gradients of hidden and weight. What waits for the
   backward is only those two gradients, already computed; it multiplies them by the incoming gradient.
-- The matrix products are PyTorch's. Rows of logits are padded to a multiple of 128 bytes, since rows that
-  start anywhere (a vocabulary of 50,257) keep them from their fastest kernels.
-- The chunk is a compromise: each one reads and writes the gradient of the weight once more and, in 16 bits,
-  rounds it once more. A few large chunks fit in ``CHUNK_BYTES``.
+- The matrix products are PyTorch's. A vocabulary of 50,257 keeps them from their fastest kernels, fivefold:
+  so rows of logits are padded to 128 bytes, and the columns beyond the last multiple of eight go apart.
+- The gradient of a 16-bit weight is summed in float32 and rounded once; a sum rounded after each chunk would
+  be 1.6 times as far from the truth as PyTorch's. It is kept in stripes, and each stripe is freed when it is
+  rounded, so that both forms of the whole are never there together.
+- Each chunk reads and writes those sums once more, and small ones take longer: hence ``chunk_rows``.
 - ``reduction="none"`` computes the logits again in the backward, when the rows' gradients are known.
 
 FLOPs: 2 N V D for each of three products. Bytes, at least: hidden, weight and both gradients once.
-Memory: the gradients and CHUNK_BYTES, against 2 N V elements unfused. The same bits on every run.
+Memory: the gradients, as much again for the sums, and one chunk, against 2 N V elements unfused.
+The same bits on every run.
 Idea: Liger Kernel (Hsu et al. 2024, arXiv:2410.10989), section 3.2.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import wraps
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,30 +42,37 @@ from kernels.cross_entropy import (
 )
 from kernels.cross_entropy import reference as cross_entropy_reference
 
-CHUNK_BYTES = 160_000_000
-"""Most memory for logits, but never less than MIN_ROWS of them."""
+CHUNK_BYTES, CHUNK_SHARE, MIN_ROWS = 72_000_000, 0.7, 256
+STRIPES = 4
+ALIGNED = 8  # columns
+HAVE_OUT_DTYPE = hasattr(torch.ops.aten.addmm, "dtype_out")  # 16-bit factors, float32 sum: torch 2.8
 
-MIN_ROWS = 256
 
+def chunk_rows(N: int, V: int, D: int, itemsize: int) -> int:
+    """Rows of a chunk: chunks of about the same size, of CHUNK_BYTES or a CHUNK_SHARE of the weight at most.
 
-def chunk_rows(N: int, V: int, itemsize: int) -> int:
-    """Rows of a chunk: chunks of about the same size, none larger than CHUNK_BYTES."""
-    most = max(CHUNK_BYTES // (V * itemsize), MIN_ROWS)
+    Never less than MIN_ROWS, where there are so many.
+    """
+    bytes_ = max(CHUNK_BYTES, int(CHUNK_SHARE * V * D * itemsize))
+    most = max(bytes_ // (V * itemsize), MIN_ROWS)
     even = cdiv(max(N, 1), cdiv(max(N, 1), most))
     return min(cdiv(even, 64) * 64, most, max(N, 1))
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the rows with their logits, in one buffer that each chunk overwrites."""
-    N, V = hidden.shape[0], weight.shape[0]
-    rows = chunk_rows(N, V, hidden.element_size())
+def _each_chunk(hidden: Tensor, weight: Tensor, use: Callable[[slice, Tensor], None]) -> None:
+    """``use(rows, logits of these rows)`` chunk by chunk, in one buffer, which is free again afterwards."""
+    (N, D), V = hidden.shape, weight.shape[0]
+    rows = chunk_rows(N, V, D, hidden.element_size())
     per_line = 128 // hidden.element_size()
     buffer = hidden.new_empty(rows, cdiv(V, per_line) * per_line)
+    whole = V // ALIGNED * ALIGNED
     for start in range(0, N, rows):
         part = slice(start, min(start + rows, N))
         logits = buffer[: part.stop - part.start, :V]
-        torch.mm(hidden[part], weight.t(), out=logits)
-        yield part, logits
+        for columns in (slice(0, whole), slice(whole, V)):
+            if columns.start < columns.stop:
+                torch.mm(hidden[part], weight[columns].t(), out=logits[:, columns])
+        use(part, logits)
 
 
 class _Gradients:
@@ -69,19 +81,45 @@ class _Gradients:
     def __init__(self, hidden: Tensor, weight: Tensor, of_hidden: bool, of_weight: bool) -> None:
         self.inputs = hidden, weight
         self.wanted = of_hidden, of_weight
-        self.hidden, self.weight = _empty_gradients(hidden, weight, of_hidden, of_weight)
-        if not hidden.shape[0]:
-            self.weight.zero_()
+        self.hidden = hidden.new_empty(hidden.shape if of_hidden else 0)
+        V, D = weight.shape
+        self.whole = V // ALIGNED * ALIGNED
+        length = max(cdiv(self.whole, STRIPES * ALIGNED) * ALIGNED, ALIGNED)
+        bounds = [*range(0, self.whole, length), self.whole, V]
+        self.stripes = [slice(a, b) for a, b in pairwise(bounds) if a < b] if of_weight else []
+        dtype = torch.float32 if hidden.is_cpu or HAVE_OUT_DTYPE else weight.dtype
+        self.sums = [weight.new_zeros(each.stop - each.start, D, dtype=dtype) for each in self.stripes]
 
     def add(self, part: slice, grad: Tensor) -> None:
         """Add the chunk whose gradient of the logits is ``grad``."""
         hidden, weight = self.inputs
         if self.wanted[0]:
-            torch.mm(grad, weight, out=self.hidden[part])
-        if self.wanted[1] and part.start == 0:
-            torch.mm(grad.t(), hidden[part], out=self.weight)
-        elif self.wanted[1]:
-            self.weight.addmm_(grad.t(), hidden[part])
+            # The few last columns first: what is rounded on the way is then small.
+            target, whole = self.hidden[part], self.whole
+            torch.mm(grad[:, whole:], weight[whole:], out=target)
+            target.addmm_(grad[:, :whole], weight[:whole])
+        for columns, total in zip(self.stripes, self.sums, strict=True):
+            _add_product(total, grad[:, columns].t(), hidden[part])
+
+    def of_weight(self) -> Tensor:
+        """The gradient of the weight in its own dtype; the sums are gone then."""
+        _, weight = self.inputs
+        if not self.wanted[1]:
+            return weight.new_empty(0)
+        rounded = []
+        while self.sums:
+            rounded.append(self.sums.pop(0).to(weight.dtype))
+        return torch.cat(rounded)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, also where the total is float32 and the factors are not."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif total.is_cpu:
+        total.addmm_(a.float(), b.float())
+    else:
+        torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
 
 
 def _empty_gradients(
@@ -93,12 +131,23 @@ def _empty_gradients(
     )
 
 
+def _plain_arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Neither autograd nor autocast inside: what is given has the dtype to compute in."""
+
+    @wraps(function)
+    def plain(*args: Any) -> Any:
+        with torch.no_grad(), torch.autocast(args[0].device.type, enabled=False):
+            return function(*args)
+
+    return plain
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Operators
 # ---------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
+@_plain_arithmetic
 def _fused_forward(
     hidden: Tensor,
     weight: Tensor,
@@ -113,11 +162,13 @@ def _fused_forward(
     gradients = _Gradients(hidden, weight, of_hidden, of_weight)
     count = count_targets(targets, ignore_index) if mean else None
     stats = torch.empty_like(losses).expand(2, -1).clone()
-    with torch.autocast(hidden.device.type, enabled=False):
-        for part, logits in _chunks(hidden, weight):
-            launch_forward(logits, targets[part], logits, losses[part], stats, count, ignore_index, z_loss)
-            gradients.add(part, logits)
-    return reduce_losses(losses, count), gradients.hidden, gradients.weight
+
+    def use(part: slice, logits: Tensor) -> None:
+        launch_forward(logits, targets[part], logits, losses[part], stats, count, ignore_index, z_loss)
+        gradients.add(part, logits)
+
+    _each_chunk(hidden, weight, use)
+    return reduce_losses(losses, count), gradients.hidden, gradients.of_weight()
 
 
 def _fused_fake(
@@ -148,15 +199,17 @@ def _fused_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ..
     return (*gradients, *[None] * 6)
 
 
-@torch.no_grad()
+@_plain_arithmetic
 def _rows_forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     losses, stats = _rows_fake(hidden, weight, targets, ignore_index, z_loss)
-    with torch.autocast(hidden.device.type, enabled=False):
-        for part, logits in _chunks(hidden, weight):
-            found = stats[2 * part.start : 2 * part.stop]
-            launch_forward(logits, targets[part], None, losses[part], found, None, ignore_index, z_loss)
+
+    def use(part: slice, logits: Tensor) -> None:
+        found = stats[2 * part.start : 2 * part.stop]
+        launch_forward(logits, targets[part], None, losses[part], found, None, ignore_index, z_loss)
+
+    _each_chunk(hidden, weight, use)
     return losses, stats
 
 
@@ -182,7 +235,7 @@ def _rows_backward(ctx: Any, row_grads: Tensor | None, _: Any) -> tuple[Any, ...
     return (*(each if need else None for each, need in zip(found, wanted, strict=True)), None, None, None)
 
 
-@torch.no_grad()
+@_plain_arithmetic
 def _gradients_forward(
     hidden: Tensor,
     weight: Tensor,
@@ -195,12 +248,14 @@ def _gradients_forward(
     of_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     gradients = _Gradients(hidden, weight, of_hidden, of_weight)
-    with torch.autocast(hidden.device.type, enabled=False):
-        for part, logits in _chunks(hidden, weight):
-            found = stats[2 * part.start : 2 * part.stop]
-            launch_gradient(logits, targets[part], found, row_grads[part], logits, ignore_index, z_loss)
-            gradients.add(part, logits)
-    return gradients.hidden, gradients.weight
+
+    def use(part: slice, logits: Tensor) -> None:
+        found = stats[2 * part.start : 2 * part.stop]
+        launch_gradient(logits, targets[part], found, row_grads[part], logits, ignore_index, z_loss)
+        gradients.add(part, logits)
+
+    _each_chunk(hidden, weight, use)
+    return gradients.hidden, gradients.of_weight()
 
 
 def _gradients_fake(
