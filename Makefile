@@ -4,12 +4,13 @@
 #   make test    the whole test suite but what needs a GPU
 #   make serve   serve the built site on localhost
 #   make lab     open the chapters in JupyterLab
-#   make gpu     on a machine with a GPU: its tests, and the chapters at full size
+#   make gpu     on a machine with a GPU: its tests, kernels beside their peers, the chapters at full size
 #   make lint    formatting, lint, types, import rules
 #   make clean   remove what was built (the virtual environment stays)
 #
 # Variables: PYTHON (which Python makes the environment), PIP_ARGS (further options for pip, for instance an
-# index that holds the CPU build of torch), BOOK_ARGS and TEST_ARGS (passed on), PORT, JOBS (test workers).
+# index that holds the CPU build of torch), BOOK_ARGS, TEST_ARGS and BENCH_ARGS (passed on), PORT, JOBS (test
+# workers).
 
 VENV      ?= .venv
 PYTHON    ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -18,6 +19,7 @@ PYTHON    ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; d
 PIP_ARGS  ?=
 BOOK_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 PORT      ?= 8000
 JOBS      ?= $(shell getconf _NPROCESSORS_ONLN)
 
@@ -50,6 +52,7 @@ gpu:
 	@$(PYTHON) lmlib/book/pipeline/install.py --venv $(VENV) --pip-args '$(PIP_ARGS)' --extras book,test,gpu
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('make gpu: torch sees no CUDA GPU')"
 	@$(BIN)/python -m pytest -m gpu $(TEST_ARGS)
+	@$(BIN)/python -m kernels.bench --results book/results $(BENCH_ARGS)
 	@$(BIN)/python -m lmlib.book.pipeline --profile full $(BOOK_ARGS)
 
 lint: install

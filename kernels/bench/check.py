@@ -61,7 +61,7 @@ def leaves(bench: Bench, inputs: Inputs) -> list[Tensor]:
 
 def upstream(results: tuple[Tensor, ...], seed: int) -> list[Tensor]:
     """Gradients to send back: 1 for a scalar (a loss), else normal random numbers, the same for everybody."""
-    drawn = []
+    drawn: list[Tensor] = []
     for result in results:
         generator = torch.Generator(result.device).manual_seed(seed + len(drawn))
         if result.dim() == 0:
@@ -107,16 +107,17 @@ def poisoned() -> Iterator[None]:
     """Inside, memory that PyTorch hands out uninitialised is full of NaN: what is never written shows."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # its attributes are made at run time
+    fill = settings.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        settings.fill_uninitialized_memory = True
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before, warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = fill
+            settings.fill_uninitialized_memory = fill
 
 
 def expected(bench: Bench, shape: Shape, device: str, seed: int) -> dict[str, Tensor]:

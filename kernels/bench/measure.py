@@ -100,7 +100,7 @@ def verify(case: Case, device: str, seed: int, with_peers: bool) -> dict[str, Fu
     return functions
 
 
-def _phase(bench: Bench, function: Function, inputs: dict[str, Any], phase: str, seed: int) -> Timed:
+def one_phase(bench: Bench, function: Function, inputs: dict[str, Any], phase: str, seed: int) -> Timed:
     """One phase of one competitor, ready for the clock."""
     if phase == STEP:
         step = function(**inputs)
@@ -128,7 +128,7 @@ def time_all(case: Case, functions: dict[str, Function], clock: Clock, seed: int
         ready: dict[str, Timed] = {}
         for name in list(functions):
             try:
-                timed = _phase(bench, functions[name], inputs[name], phase, seed)
+                timed = one_phase(bench, functions[name], inputs[name], phase, seed)
                 clock.warm_up(timed)
                 if phase == widest:
                     case.peak[name], case.kept[name] = memory_of(timed)
