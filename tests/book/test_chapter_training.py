@@ -1,0 +1,90 @@
+"""Chapter 3's claims can fail: break the idea, and the chapter's last cell says so."""
+
+import copy
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from lmlib.book import settings
+
+# What every experiment of the chapter builds on: its data, its models, its loop.
+BASIS = ("parameters", "VOCABULARY, CONTEXT = ", "def make(", "def train(")
+
+# What is broken, put behind the loop; cells that are run after it; and the claim that must notice.
+BROKEN = {
+    "a head with too large weights": (
+        "_Config = ModelConfig\n"
+        "ModelConfig = lambda head_init_scale=1, **o: _Config(head_init_scale=2 * head_init_scale, **o)",
+        ("firsts = {",),
+        "training/first-loss-excess",
+    ),
+    "Newton's iteration that is not run": (
+        "from lmlib.training import muon\nmuon.orthogonalize = lambda matrices, *options: matrices",
+        ("import orthogonalize",),
+        "training/muon-levels",
+    ),
+    "a schedule that never decays": (
+        "from lmlib.training import schedules\n"
+        "schedules._FUNCTIONS['wsd'] = lambda step, peak, warmup=0, **rest: schedules.constant(\n"
+        "    step, peak=peak, warmup=warmup)",
+        ("schedules = {kind:", "by_schedule = {}"),
+        "training/decay-pays",
+    ),
+    "bf16 with the fraction of fp32": (
+        "torch.Tensor.bfloat16 = torch.Tensor.float\ntorch.nn.Module.bfloat16 = torch.nn.Module.float",
+        ("def unmoved(",),
+        "training/bf16-updates-lost",
+    ),
+    "an optimizer whose rate is a thousandth": (
+        "_build = OptimizerSettings.build\n"
+        "def build(*arguments, **options):\n"
+        "    optimizer = _build(*arguments, **options)\n"
+        "    step = optimizer.step\n"
+        "    def slow():\n"
+        "        for group in optimizer.param_groups:\n"
+        "            group['lr'] *= 0.001\n"
+        "        step()\n"
+        "        for group in optimizer.param_groups:\n"
+        "            group['lr'] *= 1000\n"
+        "    optimizer.step = slow\n"
+        "    return optimizer\n"
+        "OptimizerSettings.build = build",
+        ("memorised = {}",),
+        "training/overfits",
+    ),
+}
+
+
+def _experiment(
+    notebook: nbformat.NotebookNode, change: str, cells: tuple[str, ...], claim: str
+) -> nbformat.NotebookNode:
+    """The chapter's basis, the change, the cells of one experiment with its claims, and the check."""
+    short = copy.deepcopy(notebook)
+    code = [cell for cell in short.cells if cell.cell_type == "code"]
+    place = {"parameters": next(c for c in code if "parameters" in c.metadata.get("tags", []))}
+
+    def find(text: str) -> nbformat.NotebookNode:
+        return place.get(text) or next(cell for cell in code if text in cell.source)
+
+    imports = next(cell for cell in code if "from lmlib.book import" in cell.source)
+    basis = [find(BASIS[0]), imports, *map(find, BASIS[1:])]
+    chosen = [find(text) for text in cells]
+    claims = find(f'"{claim}"')
+    if claims not in chosen:
+        chosen.append(claims)
+    short.cells = [*basis, nbformat.v4.new_code_cell(change), *chosen, code[-1]]
+    return short
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_idea_fails_its_claim(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMLIB_BOOK_BUILD", "1")
+    change, cells, claim = BROKEN[case]
+    chapter = nbformat.read(settings.root() / "chapters/03_training.ipynb", as_version=4)
+    notebook = _experiment(chapter, change, cells, claim)
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(settings.root())}})
+    with pytest.raises(CellExecutionError, match=rf"(?s)do(es)? not hold.*\[{claim}\]"):
+        client.execute()
