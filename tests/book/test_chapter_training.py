@@ -26,8 +26,8 @@ BROKEN = {
         "training/muon-levels",
     ),
     "a schedule that never decays": (
-        "from lmlib.training import schedules\n"
-        "schedules._FUNCTIONS['wsd'] = lambda step, peak, warmup=0, **rest: schedules.constant(\n"
+        "from lmlib.training import schedules as theirs\n"
+        "theirs._FUNCTIONS['wsd'] = lambda step, peak, warmup=0, **rest: theirs.constant(\n"
         "    step, peak=peak, warmup=warmup)",
         ("schedules = {kind:", "by_schedule = {}"),
         "training/decay-pays",
