@@ -128,7 +128,7 @@ def _ledger(m: int, n: int, k: int, block_m: int, block_n: int, size: int) -> Le
 
 def _square_tiles(chip: Chip, dtype: str, m: int, n: int, k: int, size: int) -> Table:
     peak, bandwidth = chip.device.peak_of(dtype), chip.device.bandwidth
-    rows = []
+    rows: list[list[str | int | float]] = []
     for side in SIDES:
         traffic = moved(m, n, k, side, side, size)
         compute, memory = Fraction(2 * m * n * k, peak), Fraction(traffic, bandwidth)
