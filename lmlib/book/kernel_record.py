@@ -53,6 +53,16 @@ class Case:
         )
 
     @property
+    def brief(self) -> str:
+        """The same without names: ``16,384 × 4,096``; flags by their name."""
+        parts = [
+            name if size is True else f"{size:,}" if isinstance(size, int) else str(size)
+            for name, size in self.sizes.items()
+            if size is not False
+        ]
+        return " × ".join(parts)
+
+    @property
     def phases(self) -> list[str]:
         """Phases that somebody was timed in, in the order of the record."""
         return list(dict.fromkeys(phase for _, phase in self.times))

@@ -71,6 +71,7 @@ def test_every_sample_finds_its_competitor_and_phase(opened: KernelRecord) -> No
     assert case is not None
     assert case.competitors == ["ours", PEER, "CUDA C++ (ours)"]
     assert case.phases == ["forward"]
+    assert (case.shape, case.brief) == ("rows 16, columns 128", "16 × 128")
     assert case.seconds("ours", "forward") == 1e-3
     assert case.seconds("nobody", "forward") is None
     assert case.peaks == {"ours": 10, PEER: 40}
