@@ -186,8 +186,8 @@ def forward_tile(width: int, element_size: int, hopper: bool) -> Tile:
     """The tile for a padded head dimension and an element size in bytes; on Hopper found by a sweep."""
     if UPCAST:
         return Tile(64, 64, 4, 1)
-    if element_size == 4:
-        return Tile(32, 32, 4, 2) if width > 64 else Tile(64, 32, 4, 2)
+    if element_size == 4:  # no matrix unit: small tiles, or the unrolled products take minutes to compile
+        return Tile(32, 32, 4, 1) if width <= 64 else Tile(16, 32 if width == 128 else 16, 8, 1)
     if hopper:
         if width == 256:
             return Tile(128, 64, 8, 2)
@@ -245,8 +245,7 @@ def launch_forward(
         WINDOWED=window > 0,
         TMA=tma,
         UPCAST=UPCAST,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.options(),
     )
     return out, lse
 

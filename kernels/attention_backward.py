@@ -370,12 +370,13 @@ def backward_tiles(width: int, element_size: int, hopper: bool) -> BackwardTiles
     """Tiles for a padded head dimension and an element size in bytes; on Hopper found by a sweep."""
     if UPCAST:
         return BackwardTiles(Tile(64, 64, 4, 1), Tile(64, 64, 4, 1))
-    if element_size == 4:
-        return BackwardTiles(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1))
+    if element_size == 4:  # see ``attention.forward_tile``
+        small = Tile(32, 32, 4, 1) if width <= 64 else Tile(16, 32 if width == 128 else 16, 8, 1)
+        return BackwardTiles(small, small)
     if width == 256:
         return BackwardTiles(Tile(32, 64, 8, 1), Tile(64, 32, 8, 1))
     if hopper and width == 128:
-        return BackwardTiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 3))
+        return BackwardTiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2))
     if hopper:
         return BackwardTiles(Tile(128, 64, 4, 2), Tile(64, 64, 4, 3))
     if width == 128:
@@ -450,8 +451,7 @@ def launch_backward(
         min(section, B * G),
         BLOCK_T=tile.block_t,
         BLOCK_S=tile.block_s,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.options(),
         **shared,
     )
     tile = tiles.queries
@@ -471,8 +471,7 @@ def launch_backward(
         min(section * (H // G), B * H),
         BLOCK_T=tile.block_t,
         BLOCK_S=tile.block_s,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **tile.options(),
         **shared,
     )
     return dq, dk, dv

@@ -22,12 +22,16 @@ LOG2_E = math.log2(math.e)
 
 
 class Tile(NamedTuple):
-    """How one kernel is cut: rows of queries and of keys per tile, warps, and depth of the load pipeline."""
+    """How a kernel is cut: rows of queries and of keys per tile, warps, and depth of the load pipeline."""
 
     block_t: int
     block_s: int
     warps: int
     stages: int
+
+    def options(self) -> dict[str, int]:
+        """Launch options of a Triton kernel."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 @triton.jit

@@ -32,7 +32,7 @@ def assert_close(a: Tensor, b: Tensor, tolerance: float | None = None, **options
     product = reference(*exact)
     wanted = (product, *torch.autograd.grad(product, exact, dc.double()))
     for one, other in zip(found, wanted, strict=True):
-        error = float((one.double() - other).norm() / other.norm())
+        error = float((one.detach().double() - other.detach()).norm() / other.detach().norm())
         assert error < (tolerance or TOLERANCE[a.dtype])
 
 
