@@ -156,14 +156,6 @@ def as_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or columns <= 1 else x.contiguous()
 
 
-def is_aligned(*tensors: Tensor, bytes_: int = 16) -> bool:
-    """Whether each row of each (rows, columns) tensor starts on a multiple of ``bytes_``."""
-    return all(
-        t.data_ptr() % bytes_ == 0 and (t.shape[0] <= 1 or t.stride(0) * t.element_size() % bytes_ == 0)
-        for t in tensors
-    )
-
-
 def _plain(value: Any) -> bool:
     return not isinstance(value, Tensor) or type(value) in (Tensor, torch.nn.Parameter)
 

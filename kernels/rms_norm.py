@@ -60,6 +60,42 @@ class Launch(NamedTuple):
 
 
 @triton.jit
+def _forward_tile(
+    X,
+    RESIDUAL,
+    WEIGHT,
+    Y,
+    TOTAL,
+    RSTD,
+    start,
+    rows,
+    columns,
+    x_stride,
+    residual_stride,
+    eps,
+    ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rows ``start`` .. ``start + ROWS``."""
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = column < columns
+    row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
+    mask = (row < rows) & inside
+    total = tl.load(X + row * x_stride + column, mask, other=0.0).to(tl.float32)
+    weight = tl.load(WEIGHT + column, inside, other=0.0)
+    if ADD:
+        total += tl.load(RESIDUAL + row * residual_stride + column, mask, other=0.0).to(tl.float32)
+        rounded = total.to(TOTAL.dtype.element_ty)
+        tl.store(TOTAL + row * columns + column, rounded, mask)
+        total = rounded.to(tl.float32)  # what the backward will read, and what unfused code would see
+    rstd = tl.rsqrt(tl.sum(total * total, 1, keep_dims=True) / columns + eps)
+    y = total * rstd * weight.to(tl.float32)
+    tl.store(Y + row * columns + column, y.to(Y.dtype.element_ty), mask)
+    tl.store(RSTD + row, rstd, row < rows)
+
+
+@triton.jit
 def _forward(
     X,
     RESIDUAL,
@@ -76,23 +112,20 @@ def _forward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
+    WALK: tl.constexpr,
 ):
-    column = tl.arange(0, BLOCK)[None, :]
-    inside = column < columns
-    weight = tl.load(WEIGHT + column, inside, other=0.0)
-    for start in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
-        row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
-        mask = (row < rows) & inside
-        total = tl.load(X + row * x_stride + column, mask, other=0.0).to(tl.float32)
-        if ADD:
-            total += tl.load(RESIDUAL + row * residual_stride + column, mask, other=0.0).to(tl.float32)
-            rounded = total.to(TOTAL.dtype.element_ty)
-            tl.store(TOTAL + row * columns + column, rounded, mask)
-            total = rounded.to(tl.float32)  # what the backward will read, and what unfused code would see
-        rstd = tl.rsqrt(tl.sum(total * total, 1, keep_dims=True) / columns + eps)
-        y = total * rstd * weight.to(tl.float32)
-        tl.store(Y + row * columns + column, y.to(Y.dtype.element_ty), mask)
-        tl.store(RSTD + row, rstd, row < rows)
+    start = tl.program_id(0) * ROWS
+    # fmt: off
+    if WALK:
+        for each in tl.range(start, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
+            _forward_tile(X, RESIDUAL, WEIGHT, Y, TOTAL, RSTD, each, rows, columns, x_stride, residual_stride,
+                          eps, ADD, ROWS, BLOCK)
+    else:
+        # Not a loop of one turn: out of a loop the compiler moves the weight's load and its widening, so that
+        # x would be loaded only after the weight has come, and both would hold registers.
+        _forward_tile(X, RESIDUAL, WEIGHT, Y, TOTAL, RSTD, start, rows, columns, x_stride, residual_stride,
+                      eps, ADD, ROWS, BLOCK)
+    # fmt: on
 
 
 @triton.jit
@@ -161,10 +194,9 @@ def forward_launch(rows: int, columns: int, device: torch.device) -> Launch:
     """The forward's launch for a shape, from timings on Hopper GPUs."""
     block = next_power_of_2(columns)
     tile = _tile(2048, block, rows, device)
-    if block >= 16_384:  # a program fills an SM: it loads the next rows while it computes
-        return Launch(tile, warps=16 if block == 16_384 else 32, per_sm=1, stages=3)
     values_a_warp = 1024 if block <= 2048 else 512
-    return Launch(tile, warps=min(max(tile * block // values_a_warp, 1), 8))
+    warps = min(max(tile * block // values_a_warp, 1), 8)
+    return Launch(tile, warps if block <= 8192 else 16 if block == 16_384 else 32)
 
 
 def backward_launch(rows: int, columns: int, device: torch.device) -> Launch:
@@ -228,6 +260,7 @@ def launch_forward(
         ROWS=launch.rows,
         BLOCK=block,
         STAGES=_stages(launch, launch.rows * block * value_bytes, x.device),
+        WALK=launch.per_sm > 0,
         num_warps=launch.warps,
     )
     return y, total, rstd

@@ -12,7 +12,7 @@ import torch
 
 import kernels
 from kernels import _runtime
-from kernels._runtime import DTYPES, as_rows, is_aligned, next_power_of_2, usable
+from kernels._runtime import DTYPES, as_rows, next_power_of_2, usable
 
 
 def test_importing_the_package_imports_neither_torch_nor_triton() -> None:
@@ -74,5 +74,3 @@ def test_rows_are_views_where_strides_allow() -> None:
     assert torch.equal(as_rows(x.transpose(0, 2)), x.transpose(0, 2).reshape(12, 2))
     assert as_rows(torch.ones(4)).shape == (1, 4)
     assert as_rows(torch.ones(4, 0)).shape == (4, 0)
-    assert is_aligned(x.reshape(6, 4))
-    assert not is_aligned(half)
