@@ -6,32 +6,53 @@ import argparse
 import json
 import lzma
 import zlib
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from lmlib.data import truth
 from lmlib.data.microworld import micro_world
 from lmlib.data.ngrams import NGram, as_bytes, as_words
 
+Cut = Callable[[str], Sequence[Hashable]]
+
 
 def report(
-    train_bytes: int = 2_000_000, held_out_bytes: int = 200_000, seed: int = 0
+    train_bytes: int = 2_000_000,
+    held_out_bytes: int = 200_000,
+    seed: int = 0,
+    *,
+    cuts: Sequence[Cut] = (as_bytes, as_words),
+    orders: Sequence[int] = (1, 2, 3, 5),
 ) -> list[dict[str, Any]]:
-    """Rows of (model, bits_per_byte) on held-out stories, models fitted on `train_bytes` of training text."""
+    """What held-out stories cost, by n-gram models fitted on `train_bytes` of training text and by the truth.
+
+    Args:
+        cuts: functions `as_<units>` that cut a text into units; strings that joined give the text, or bytes.
+        orders: of the n-gram models; 3 counts a unit after each two before it.
+
+    Returns:
+        Rows of model, bits_per_byte and, for n-gram models, bits_per_unit. The last is the truth, an upper
+        bound: see `truth.bits_per_byte`.
+    """
     train = list(micro_world(seed, n_bytes=train_bytes).texts())
     held_out = list(micro_world(seed, split="valid", n_bytes=held_out_bytes).documents())
     texts = [document.text for document in held_out]
     size = sum(len(text.encode()) for text in texts)
-    rows = []
-    for units in (as_bytes, as_words):
-        for order in (1, 2, 3, 5):
-            model = NGram(order).fit(map(units, train))
-            bits = sum(model.bits(units(text)) for text in texts)
-            rows.append((f"{order}-gram of {units.__name__[3:]}", bits))
+    rows: list[tuple[str, float, int]] = []
+    for cut in cuts:
+        training, pieces = [cut(text) for text in train], [cut(text) for text in texts]
+        for order in orders:
+            model = NGram(order).fit(training)
+            bits = sum(map(model.bits, pieces))
+            rows.append((f"{order}-gram of {cut.__name__[3:]}", bits, sum(map(len, pieces))))
     whole = "\0".join(texts).encode()
-    rows.append(("gzip -9", 8 * len(zlib.compress(whole, 9))))
-    rows.append(("xz -9e", 8 * len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME))))
-    rows.append(("truth", sum(-(document.log2_probability or 0) for document in held_out)))
-    return [{"model": name, "bits_per_byte": bits / size} for name, bits in rows]
+    rows.append(("gzip -9", 8 * len(zlib.compress(whole, 9)), 0))
+    rows.append(("xz -9e", 8 * len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)), 0))
+    rows.append(("truth", sum(-(document.log2_probability or 0) for document in held_out), 0))
+    return [
+        {"model": name, "bits_per_byte": bits / size} | ({"bits_per_unit": bits / units} if units else {})
+        for name, bits, units in rows
+    ]
 
 
 def main() -> None:
