@@ -23,6 +23,11 @@ BROKEN = {
         "flops.attended_pairs = lambda *arguments, **options: 0",
         "resources/flops-forward",
     ),
+    "a pipeline that does all forward passes first": (
+        "import lmlib.resources.layout\n"
+        "lmlib.resources.layout.Layout.in_flight = lambda self, stage: self.microbatches",
+        "resources/in-flight",
+    ),
     "a network that keeps what the ledger does not know": (
         "F.silu = lambda x: x * torch.sigmoid(x)",
         "resources/activations",

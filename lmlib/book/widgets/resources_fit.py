@@ -491,7 +491,7 @@ def _over_time(now: Need, timeline: Timeline, room: int) -> Plot:
 def _alive(now: Need) -> list[Output]:
     if now.timeline is None:
         caption = f"What is alive at the peak of stage {now.fullest.stage}"
-        return [explained(now.fullest.ledger, caption, _ANCHOR, "The peak")]
+        return [explained(now.fullest.ledger, caption, "sec-pipeline", "The peak")]
     ledger = now.timeline.alive
     if now.gathered:
         ledger = ledger + now.gathered

@@ -28,7 +28,7 @@ from lmlib.resources.ledger import Ledger, Term
 from lmlib.resources.model import Model
 from lmlib.resources.step_time import StepTime, step_time
 
-_ANCHOR, _STEP_ANCHOR = "sec-states", "sec-mfu"
+_ANCHOR, _STATES, _SENT, _STEP_ANCHOR = "sec-layout", "sec-states", "sec-sending", "sec-step-time"
 _MOST_ROWS = 32
 
 
@@ -101,7 +101,7 @@ def calculate(
         _plot(states, device),
         _table(divided, states),
         *_step(step, mfu),
-        explained(states[fullest], f"State of the fullest rank, of stage {fullest}", _ANCHOR),
+        explained(states[fullest], f"State of the fullest rank, of stage {fullest}", _STATES),
         *_communication(traffic[busiest], sent, seconds),
     ]
 
@@ -199,7 +199,7 @@ def _plot(states: list[Ledger], device: Device) -> Plot:
 def _step(step: StepTime, mfu: Term) -> list[Output]:
     return [
         explained(step.ledger, f"Seconds of a step, at the pace of stage {step.stage}", _STEP_ANCHOR),
-        steps("From seconds to speed and MFU", _STEP_ANCHOR, step.tokens_per_second, mfu),
+        steps("From seconds to speed and MFU", "sec-mfu", step.tokens_per_second, mfu),
     ]
 
 
@@ -212,8 +212,8 @@ def _communication(traffic: Traffic, sent: Ledger, seconds: Ledger) -> list[Outp
         [[c.name, c.op, c.group, c.ranks, c.count, c.payload] for c in traffic.collectives],
     )
     return [
-        explained(sent, f"Bytes sent in one step, stage {traffic.stage}", _ANCHOR),
-        explained(seconds, "Seconds of the same, one after the other", _ANCHOR),
+        explained(sent, f"Bytes sent in one step, stage {traffic.stage}", _SENT),
+        explained(seconds, "Seconds of the same, one after the other", _SENT),
         calls,
     ]
 
