@@ -221,7 +221,10 @@ class _Maker:
         return Collective(name, op, "tp", self.layout.tp, self.stream, count)
 
     def context(self) -> Iterator[Collective]:
-        """Keys and values go round the ring; backward, they go again with their gradients."""
+        """Keys and values go round the ring; backward, they go again with their gradients.
+
+        Gradients need p - 1 hops if the own part is added last; PyTorch's ring makes one more, in fp32.
+        """
         rounds = self.layout.cp - 1
         if not rounds:
             return

@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import (
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmlib.resources import MLP, ArgumentError, Attention, Layer, Model, load
+from lmlib.resources import MLP, ArgumentError, Attention, Layer, Model, MoE, load
 from lmlib.resources.communication import Collective, communication, volume
 from lmlib.resources.hardware import device
 from lmlib.resources.layout import Layout
@@ -45,6 +45,7 @@ class Seen(TorchDispatchMode):
         "all_gather_into_tensor": ("all_gather", 0),
         "reduce_scatter_tensor": ("reduce_scatter", 0),
         "alltoall_base_": ("all_to_all", 0),
+        "all_to_all_single": ("all_to_all", 0),
         "send": ("send", 0),
     }
 
@@ -201,25 +202,65 @@ def test_copied_weights_under_sequence_parallelism():
 
 
 def test_context_parallel_ring(mesh):
-    """A hand-written ring: each round sends keys and values; backward also sends their gradients."""
-    keys_and_values = torch.zeros(2, B, T // RANKS, 4, 4)
-    with Seen() as seen:
-        for tensors in (1, 2):  # forward; backward
-            for _ in range(LAYERS * (RANKS - 1) * tensors):
-                dist.send(keys_and_values, 1)
-    traffic = communication(MODEL, Layout(cp=RANKS), B, T, value_bytes=4)
-    ring = [each for each in traffic.collectives if each.group == "cp"]
-    assert seen.calls == expected(ring)
+    """PyTorch's own ring attention, called where its dispatcher would: it has no entry for CPU kernels.
+
+    Forward, its exchanges are ours, call by call. Backward, keys and values are too. Known difference: it
+    sends their gradients once more (home, p hops in place of p - 1) and in fp32; a ring that adds the own
+    part last needs p - 1, which is what we count.
+    """
+    ring = pytest.importorskip("torch.distributed.tensor.experimental._context_parallel._attention")
+    heads, width, options = BLOCK.attention.n_heads, BLOCK.attention.query_dim, ring._cp_options
+    q, k, v = (torch.zeros(B, heads, T // RANKS, width, dtype=torch.bfloat16) for _ in range(3))
+
+    def ahead(query, key, value, **_):
+        logsumexp = torch.zeros(query.shape[:-1])
+        return torch.zeros_like(query), logsumexp
+
+    def back(query, key, value, **_):
+        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+
+    balanced, options.enable_load_balance = options.enable_load_balance, False
+    method = options.rotate_method
+    options.rotate_method = ring._RotateMethod.ALL_TO_ALL
+    try:
+        with Seen() as forward:
+            out, logsumexp = ring._templated_ring_attention(mesh.get_group(), 2, ahead, q, k, v)
+        with Seen() as backward:
+            ring._templated_ring_attention_backward(
+                mesh.get_group(), 2, back, out, "grad_out", q, k, v, out, logsumexp, False
+            )
+    finally:
+        options.enable_load_balance, options.rotate_method = balanced, method
+    found = {each.name: each for each in communication(MODEL, Layout(cp=RANKS), B, T).collectives}
+    one = found["keys and values, forward"]
+    # A permutation, which PyTorch writes as an all-to-all that has one receiver.
+    assert forward.calls == {("all_to_all", one.payload): one.count // LAYERS}
+    ours = found["keys and values, backward"].count // LAYERS
+    assert ours == 2 * (RANKS - 1)
+    assert backward.calls == {("all_to_all", one.payload): RANKS - 1, ("all_to_all", 2 * one.payload): RANKS}
 
 
 def test_expert_parallel(mesh):
-    """Each pass sends top_k copies of each token to the experts' ranks and back."""
-    model = load("mixtral-8x7b")
-    tokens = torch.zeros(B * T * 2, model.d_model, dtype=torch.bfloat16)
+    """A layer of experts sends its tokens with PyTorch's differentiable all-to-all: twice in each pass.
+
+    Tokens are sorted by expert, with equal shares; backward, autograd sends the gradients the other way.
+    """
+    from torch.distributed._functional_collectives import all_to_all_single_autograd
+
+    moe = Layer(BLOCK.attention, MoE(n_experts=8, top_k=2, d_ff=FF))
+    model = Model("experts", D, V, T, (moe,) * LAYERS, tied=False)
+    weights = [torch.zeros(8 // RANKS, D, D, requires_grad=True) for _ in range(LAYERS)]
+    x = torch.zeros(B * T, D, requires_grad=True)
     with Seen() as seen:
-        for _ in range(model.n_layers * 4):
-            dist.all_to_all_single(torch.empty_like(tokens), tokens)
-    traffic = communication(model, Layout(dp=RANKS, ep=RANKS), B, T)
+        hidden = x
+        for weight in weights:
+            chosen = hidden.repeat_interleave(2, dim=0)
+            here = all_to_all_single_autograd(chosen, None, None, mesh.get_group())
+            worked = torch.bmm(here.view(8 // RANKS, -1, D), weight).view(-1, D)
+            home = all_to_all_single_autograd(worked, None, None, mesh.get_group())
+            hidden = hidden + home.view(-1, 2, D).sum(1)
+        hidden.sum().backward()
+    traffic = communication(model, Layout(dp=RANKS, ep=RANKS), B, T, value_bytes=4)
     assert seen.calls == expected(each for each in traffic.collectives if each.group == "ep")
 
 
