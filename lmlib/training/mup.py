@@ -9,10 +9,10 @@ Bernstein 2023, arXiv:2310.17813. With w = d_model / base_d_model:
 | matrices inside blocks | as it is: 1 / sqrt(fan-in) | 1 / w | 1 / sqrt(w) |
 | head | 1 / sqrt(w) of what it is | 1 / w | (AdamW's) |
 
-Adam moves every entry by about the rate, and a product sums ``fan_in`` such moves, all in one direction: hence
-1 / w. Muon's update has the root mean square of Adam's but is orthogonal, so that its norm grows with sqrt(w)
-only. Attention scores need 1 / head_dim where heads grow wider; keep ``head_dim`` and add heads, and there is
-nothing to change. Depth is not covered.
+Adam moves every entry by about the rate, and a product sums ``fan_in`` such moves, all in one direction:
+hence 1 / w. Muon's update has the root mean square of Adam's but is orthogonal, so that its norm grows with
+sqrt(w) only. Attention scores need 1 / head_dim where heads grow wider; keep ``head_dim`` and add heads, and
+there is nothing to change. Depth is not covered.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ gradients is the gradient of the whole batch: the loss curve is that of one proc
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -184,6 +185,8 @@ class Sharded(Together):
 
 def full_state(path: Path) -> dict[str, Tensor]:
     """The whole weights of a sharded checkpoint, in one process: what to load for inference."""
-    from torch.distributed.checkpoint.format_utils import _load_state_dict_from_keys
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    return _load_state_dict_from_keys({"model"}, checkpoint_id=str(path / SHARDS))["model"]
+    with tempfile.TemporaryDirectory() as folder:
+        dcp_to_torch_save(path / SHARDS, Path(folder) / "whole.pt")
+        return torch.load(Path(folder) / "whole.pt", weights_only=False)["model"]

@@ -1,0 +1,42 @@
+"""The benchmark of the step: both models are the same function, and the record is one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmlib.architecture import TransformerLM
+from lmlib.book.records import parse
+from lmlib.training.bench import TINY, main
+from lmlib.training.loss import LossModule
+from lmlib.training.plain_gpt import PlainGPT, renamed
+from lmlib.training.sweep import LADDER, grid, ladder
+
+
+def test_the_plain_model_is_ours() -> None:
+    torch.manual_seed(0)
+    plain = PlainGPT(TINY.vocab_size, TINY.context_length, TINY.d_model, TINY.n_layers, TINY.n_heads)
+    ours = TransformerLM(TINY.config())
+    assert not ours.load_state_dict(renamed(plain), strict=True).missing_keys
+    tokens = torch.randint(0, TINY.vocab_size, (2, 33))
+    loss, _ = LossModule(ours)(tokens[:, :-1], tokens[:, 1:])
+    assert float(loss.detach()) / 64 == pytest.approx(
+        float(plain(tokens[:, :-1], tokens[:, 1:]).detach()), abs=1e-5
+    )
+
+
+def test_writes_a_record_whose_curves_agree(tmp_path: Path) -> None:
+    main(["step", "--tiny", "--out", str(tmp_path / "r.json"), "--only", "ours, autocast", "--commit", "abc"])
+    record = parse(json.loads((tmp_path / "r.json").read_text(encoding="utf-8")), "record")
+    assert record["plain: speed"].median > 0
+    curves = zip(record["plain: loss"].values, record["ours, autocast: loss"].values, strict=True)
+    assert all(abs(one - other) < 0.01 for one, other in curves)
+
+
+def test_grids_and_the_ladder() -> None:
+    assert [label for label, _ in grid(["a+b=1+2,3+4", "c=5"])] == ["a=1 b=2 c=5", "a=3 b=4 c=5"]
+    labels = [label.split(" @ ")[0] for label, _ in ladder()]
+    assert list(dict.fromkeys(labels)) == [label for label, _ in LADDER]
+    last = ladder()[-1][1]
+    assert last.index("optimizer.kind='sgd'") < last.index("optimizer.kind='muon'")  # the later one holds

@@ -1,0 +1,126 @@
+"""The command line: train, resume to the bit, refuse; and the data that it prepares."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmlib.data import micro_world
+from lmlib.training.__main__ import main
+from lmlib.training.config import DataSettings, TokenizerSettings, read
+from lmlib.training.dataset import open_tokens, write_tokens
+from lmlib.training.logs import read_lines
+from lmlib.training.prepare import prepare
+from lmlib.training.run import run
+
+SMALL = [
+    "data.train_bytes=60000",
+    "data.val_bytes=5000",
+    "tokenizer.vocab_size=300",
+    "tokenizer.training_bytes=20000",
+    "model.d_model=32",
+    "model.n_layers=1",
+    "model.n_heads=2",
+    "trainer.batch_size=4",
+    "trainer.context_length=32",
+    "trainer.max_flops=none",
+    "trainer.log_every=1",
+]
+
+
+def flags(*more: str) -> list[str]:
+    return [part for each in (*SMALL, *more) for part in ("--set", each)]
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokens")
+
+
+def test_train_resume_and_refuse(
+    tmp_path: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut in two by a checkpoint, a run logs the same numbers as in one piece."""
+    same = ["micro", "--data", str(data_folder), *flags("schedule.kind=constant", "schedule.warmup=0")]
+    assert main([*same, "--out", str(tmp_path / "whole"), "--set", "trainer.max_steps=8"]) == 0
+    assert main([*same, "--out", str(tmp_path / "cut"), "--set", "trainer.max_steps=5"]) == 0
+    again = [*same, "--out", str(tmp_path / "cut"), "--set", "trainer.max_steps=8"]
+    assert main(again) == 2
+    assert "--resume: is needed" in capsys.readouterr().err
+    assert main([*again, "--resume"]) == 0
+    losses = {
+        name: [row["loss"] for row in read_lines(tmp_path / name / "log.jsonl") if "loss" in row]
+        for name in ("whole", "cut")
+    }
+    assert len(losses["whole"]) == 8
+    assert losses["cut"] == losses["whole"]
+    assert read(tmp_path / "whole" / "config.toml").trainer.max_steps == 8
+    assert "val_loss" in capsys.readouterr().out
+
+
+def test_prints_the_whole_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["micro", "--print-config", "--set", "schedule.lr=0.5"]) == 0
+    assert "lr = 0.5" in capsys.readouterr().out
+
+
+def test_errors_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mikro"]) == 2
+    assert capsys.readouterr().err.startswith("error: config: 'mikro' is no file and no preset")
+    assert main(["micro", "--set", "parallel.kind=ddp", *flags("trainer.max_steps=1")]) == 2
+    assert "torchrun" in capsys.readouterr().err
+
+
+def test_prepared_data_is_what_the_tokenizer_says(data_folder: Path) -> None:
+    """The blocks hold the same ids as documents encoded one after another."""
+    data, tokenizer = (
+        read("micro", [*SMALL, "trainer.max_steps=1"]).data,
+        TokenizerSettings(300, "gpt2", 20000),
+    )
+    made = prepare(data, tokenizer, data_folder)
+    assert made.tokenizer is not None
+    texts = list(micro_world(0, n_bytes=60000).texts())
+    expected = write_tokens(data_folder / "expected.tokens", texts, made.tokenizer)
+    assert np.array_equal(made.train.ids, expected.ids)
+    assert (made.train.n_bytes, made.train.n_documents, made.train.sha256) == (
+        expected.n_bytes,
+        expected.n_documents,
+        expected.sha256,
+    )
+    times = {each: each.stat().st_mtime_ns for each in data_folder.glob("t*-*")}
+    prepare(data, tokenizer, data_folder)
+    assert times == {each: each.stat().st_mtime_ns for each in data_folder.glob("t*-*")}
+
+
+def test_any_number_of_workers_gives_the_same_file(tmp_path: Path) -> None:
+    alone = prepare(DataSettings(train_bytes=30000, val_bytes=1000), TokenizerSettings(300), tmp_path / "1")
+    both = prepare(
+        DataSettings(train_bytes=30000, val_bytes=1000, workers=2), TokenizerSettings(300), tmp_path / "2"
+    )
+    assert alone.train.sha256 == both.train.sha256
+    assert alone.val.sha256 == both.val.sha256
+
+
+def test_local_text_with_marks_inside(tmp_path: Path) -> None:
+    rows = ["one <|endoftext|> in the text", "two", "three"]
+    (tmp_path / "train.jsonl").write_text(
+        "".join(json.dumps({"text": row * 30}) + "\n" for row in rows), encoding="utf-8"
+    )
+    (tmp_path / "val.txt").write_text("four<|endoftext|>five", encoding="utf-8")
+    data = DataSettings("file", train=str(tmp_path / "train.jsonl"), val=str(tmp_path / "val.txt"))
+    made = prepare(data, TokenizerSettings(280), tmp_path / "data")
+    assert made.tokenizer is not None
+    end = made.tokenizer.special_tokens["<|endoftext|>"]
+    assert int((made.train.ids == end).sum()) == 3  # a mark inside a document is text
+    assert (made.val.n_documents, made.val.n_bytes) == (2, 8)
+    ready = DataSettings("file", train=made.train.path, val=made.val.path)
+    assert prepare(ready, TokenizerSettings(), tmp_path / "x").train.sha256 == made.train.sha256
+    assert open_tokens(str(made.train.path)).vocab_size == made.tokenizer.vocab_size
+
+
+def test_run_in_python(tmp_path: Path, data_folder: Path) -> None:
+    config = read("micro", [*SMALL, "trainer.max_steps=3", "log.tensorboard=true", "mup.base_d_model=16",
+                            "model.tied=false"])  # fmt: skip
+    trainer = run(config, tmp_path / "run", data_folder=data_folder)
+    assert trainer.step == 3
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))

@@ -1,0 +1,92 @@
+"""The leaderboard: budgets are kept, entries cannot be changed unseen, and the loss can be computed anew."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlib.resources.units import ArgumentError
+from lmlib.training.checkpoint import CheckpointError
+from lmlib.training.config import read
+from lmlib.training.leaderboard import compete, digest, read_entry, sign, verify, write_entry
+
+SMALL = [
+    "data.train_bytes=60000",
+    "data.val_bytes=5000",
+    "tokenizer.vocab_size=300",
+    "tokenizer.training_bytes=20000",
+    "model.d_model=32",
+    "model.n_layers=1",
+    "model.n_heads=2",
+    "trainer.batch_size=4",
+    "trainer.context_length=32",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("entry")
+    entry = compete(read("leaderboard", SMALL), folder, flops=5e8, title="small")
+    write_entry(entry, folder / "entry.json")
+    return folder, entry
+
+
+def test_an_entry_says_everything_and_can_be_verified(made: tuple[Path, dict[str, Any]]) -> None:
+    folder, entry = made
+    assert entry["class"] == "5e+08 FLOPs"
+    assert 5e8 <= entry["flops"] < 5e8 + entry["flops"] / entry["steps"] * 1.001
+    assert entry["curve"][-1][1] == entry["tokens"]
+    nats = entry["loss"] * (entry["data"]["val_tokens"] - 1)
+    assert entry["loss_per_byte"] == pytest.approx(nats / entry["data"]["val_bytes"])
+    assert verify(folder / "entry.json") == pytest.approx(entry["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("key", "value"), [("loss", 0.1), ("seconds", 1.0), ("tokens", 1)])
+def test_a_changed_entry_is_refused(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path, key: str, value: float
+) -> None:
+    path = write_entry({**made[1], key: value}, tmp_path / "entry.json")
+    with pytest.raises(ValueError, match="does not match its sha256"):
+        read_entry(path)
+
+
+def test_a_false_loss_is_found_even_if_signed_anew(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, entry = made
+    lie = {key: value for key, value in entry.items() if key != "sha256"} | {"loss": entry["loss"] - 0.05}
+    path = write_entry(sign(lie), tmp_path / "entry.json")
+    options: dict[str, Any] = {"checkpoints": folder / "checkpoints", "data_folder": folder / "data"}
+    with pytest.raises(ValueError, match="the checkpoint's loss is"):
+        verify(path, **options)
+    other = json.loads(json.dumps(lie))
+    other["data"]["val_sha256"] = "0" * 64
+    with pytest.raises(ValueError, match="the val data have sha256"):
+        verify(write_entry(sign(other), path), **options)
+    with pytest.raises(CheckpointError):
+        verify(folder / "entry.json", checkpoints=tmp_path / "none", data_folder=folder / "data")
+
+
+def test_the_hash_is_of_the_content_not_of_its_order() -> None:
+    assert digest({"a": 1, "b": [1.5]}) == digest({"b": [1.5], "a": 1, "sha256": "?"})
+
+
+def test_time_counts_from_the_start(tmp_path: Path) -> None:
+    """Two seconds that went by before training began are taken off the budget."""
+    began = time.monotonic()
+    config = read("leaderboard", SMALL)
+    entry = compete(config, tmp_path, seconds=5.0, started=began - 2.0)
+    assert entry["start_seconds"] >= 2.0
+    assert entry["seconds"] <= 5.5
+    assert entry["class"] == "CPU, 0.0833333 minutes"
+    with pytest.raises(ArgumentError, match="minutes: are used up"):
+        compete(config, tmp_path, seconds=1.0, started=time.monotonic() - 2.0)
+
+
+def test_refuses_a_context_below_that_of_the_evaluation(tmp_path: Path) -> None:
+    config = read("leaderboard", SMALL)
+    with pytest.raises(ArgumentError, match=r"model\.context_length: must be at least 512"):
+        compete(replace(config, model={**config.model, "context_length": 256}), tmp_path, flops=1e8)
+    with pytest.raises(ArgumentError, match="seconds: or flops"):
+        compete(config, tmp_path)

@@ -1,0 +1,83 @@
+"""DDP and FSDP2 over two processes: the loss curve of one process, at the same batch, and resuming."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmlib.resources.units import ArgumentError
+from lmlib.training.__main__ import main
+from lmlib.training.config import ParallelSettings
+from lmlib.training.logs import read_lines
+from lmlib.training.parallel import full_state, join
+
+SMALL = [
+    "data.train_bytes=60000",
+    "data.val_bytes=5000",
+    "tokenizer.vocab_size=300",
+    "tokenizer.training_bytes=20000",
+    "model.d_model=32",
+    "model.n_layers=2",
+    "model.n_heads=2",
+    "trainer.batch_size=8",
+    "trainer.context_length=32",
+    "trainer.max_flops=none",
+    "trainer.log_every=1",
+    "optimizer.kind=adamw",
+    "schedule.kind=constant",
+    "schedule.warmup=0",
+    "trainer.accumulate=2",
+    "trainer.device=cpu",
+]
+
+
+def arguments(folder: Path, name: str, *more: str) -> list[str]:
+    given = ["micro", "--data", str(folder / "data"), "--out", str(folder / name)]
+    return given + [part for each in (*SMALL, *more) for part in ("--set", each)]
+
+
+def torchrun(folder: Path, name: str, *more: str, resume: bool = False) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "lmlib.training", *arguments(folder, name, *more), *(["--resume"] if resume else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def curve(folder: Path, name: str) -> list[float]:
+    return [row["loss"] for row in read_lines(folder / name / "log.jsonl") if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parallel")
+    assert main(arguments(folder, "alone", "trainer.max_steps=8")) == 0
+    return folder
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_the_loss_curve_is_that_of_one_process(alone: Path, kind: str) -> None:
+    """In one piece, and cut in two by a checkpoint."""
+    chosen = f"parallel.kind={kind}"
+    torchrun(alone, kind, chosen, "trainer.max_steps=5")
+    torchrun(alone, kind, chosen, "trainer.max_steps=8", resume=True)
+    assert curve(alone, kind) == pytest.approx(curve(alone, "alone"), abs=2e-5)
+    rows = [
+        [row["val_loss"] for row in read_lines(alone / name / "log.jsonl") if "val_loss" in row][-1]
+        for name in ("alone", kind)
+    ]
+    assert rows[0] == pytest.approx(rows[1], abs=2e-5)
+    if kind == "fsdp2":
+        from safetensors.torch import load_file
+
+        weights = full_state(alone / kind / "checkpoints" / "step-00000008")
+        expected = load_file(alone / "alone" / "checkpoints" / "step-00000008" / "model.safetensors")
+        assert all(torch.allclose(weights[name], each, atol=1e-5) for name, each in expected.items())
+
+
+def test_needs_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ArgumentError, match=r"parallel\.kind: 'ddp' needs several processes: torchrun"):
+        join(ParallelSettings("ddp"))
