@@ -94,6 +94,7 @@ def rope(x: Tensor, positions: Tensor, theta: float = 10000.0) -> Tensor:
         "Cut x in two halves a and b along the last axis, compute both lines, and `torch.cat` them again.",
     ),
     solution=rope,
+    in_page=False,
     remark="""
 Turning changes no length, and turning query and key by the same angle changes no product: that is why scores
 depend on the distance only. Positions are an argument and not `arange(T)`, because a cache continues in the
@@ -231,6 +232,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
         "score to minus infinity before the softmax: `scores.masked_fill(~mask, -torch.inf)`.",
     ),
     solution=attention,
+    in_page=False,
     remark="""
 `torch.nn.functional.scaled_dot_product_attention` computes the same without ever holding the T × S weights;
 chapter 5 builds a kernel that does so.
@@ -361,6 +363,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         "The causal mask: `torch.ones(T, T, dtype=torch.bool).tril()`, True on and below the diagonal.",
     ),
     solution=grouped_attention,
+    in_page=False,
     remark="""
 Nothing in a training curve shows that heads are shared in another order: a model trained so is as good. Only
 published weights stop making sense, which is why the check uses different keys in every head.
@@ -512,6 +515,7 @@ def self_attention(x: Tensor, qkv: Tensor, out: Tensor, n_heads: int) -> Tensor:
         "The way back: `mixed.transpose(1, 2).reshape(B, T, D)`, then `@ out.T`.",
     ),
     solution=self_attention,
+    in_page=False,
     given=(rope, attention),
     remark="""
 One product with a matrix of 3 D rows does the work of three, reads x once and gives the hardware one large
