@@ -90,10 +90,11 @@ def compete(
     with attention_backend(config.attention_backend):
         trainer = make_trainer(
             config,
-            replace(data, val=None),
+            data,
             folder=out / "checkpoints",
             parallel=parallel,
             callbacks=callbacks,
+            validate=False,
         )
         if seconds is not None:  # making the model counts as well
             late = parallel.same(time.monotonic() - started) - before

@@ -12,7 +12,7 @@ import yaml
 
 from lmlib.book import settings
 
-GENERATED_PAGES = ("book/execution", "book/claims")
+GENERATED_PAGES = ("book/execution", "book/claims", "book/leaderboard")
 """Pages that the pipeline writes into the staging tree."""
 
 _NUMBERED = re.compile(r"\d\d_(\w+)")

@@ -70,9 +70,9 @@ def execution_page(results: Sequence[Result]) -> str:
     versions += [[_link(chapter), *(r["versions"].get(name, "") for name in names)] for chapter, r in records]
     return _EXECUTION.format(
         profile=records[0][1]["profile"] if records else settings.DEFAULT_PARAMETERS["profile"],
-        rows=_list_table(rows),
+        rows=list_table(rows),
         machines="\n".join(f"{number}. {text}" for number, text in enumerate(machines, 1)),
-        versions=_list_table(versions),
+        versions=list_table(versions),
     )
 
 
@@ -85,15 +85,15 @@ def claims_page(executed: Sequence[tuple[Chapter, dict[str, Any]]]) -> str:
         rows = [["Claim", "Measured", "Bound", "Where", "Holds"]]
         rows += [
             [
-                f"{_plain(claim['statement'])}",
-                _plain(claim["shown"]),
-                _plain(claim["bound"]["text"]),
-                _plain(claim["where"]),
+                f"{plain(claim['statement'])}",
+                plain(claim["shown"]),
+                plain(claim["bound"]["text"]),
+                plain(claim["where"]),
                 "yes" if claim["holds"] else "**no**",
             ]
             for claim in claims
         ]
-        table = f"```{{list-table}}\n:header-rows: 1\n:class: lm-wide\n\n{_list_table(rows)}\n```"
+        table = f"```{{list-table}}\n:header-rows: 1\n:class: lm-wide\n\n{list_table(rows)}\n```"
         sections.append(f"## {_link(chapter)}\n\n{table if claims else 'This chapter makes no claims.'}")
     return _CLAIMS.format(number=number, sections="\n\n".join(sections))
 
@@ -110,7 +110,7 @@ def claims_of(notebook: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _link(chapter: Chapter) -> str:
-    return f"[{_plain(chapter.title)}](../chapters/{chapter.path.name})"
+    return f"[{plain(chapter.title)}](../chapters/{chapter.path.name})"
 
 
 def _machine(record: dict[str, Any]) -> str:
@@ -119,14 +119,15 @@ def _machine(record: dict[str, Any]) -> str:
     return f"{about['processor']}, {about['cores']} cores, {memory:.0f} GiB memory, {about['system']}"
 
 
-def _list_table(rows: Sequence[Sequence[str]]) -> str:
+def list_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as the body of a `list-table`, the first one being the header."""
     lines = []
     for row in rows:
         lines += [("* - " if column == 0 else "  - ") + cell for column, cell in enumerate(row)]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """`text` as Markdown that shows just it: one line, nothing in it taken for markup."""
     kept = " ".join(str(text).split())
     return "".join("\\" + letter if letter in r"\`*_{}[]<>#$|~^@:" else letter for letter in kept)

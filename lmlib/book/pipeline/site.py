@@ -59,6 +59,12 @@ def stage(root: Path, executed: Path, results: Sequence[Result], folder: Path) -
         notebooks.append((result.chapter, settings.read_notebook(source)))
     (folder / "book/execution.md").write_text(pages.execution_page(results), encoding="utf-8")
     (folder / "book/claims.md").write_text(pages.claims_page(notebooks), encoding="utf-8")
+    results_folder = root / "book/results"
+    if (results_folder / "leaderboard").is_dir():
+        from lmlib.book.pipeline.leaderboard import leaderboard_page  # needs torch, which takes seconds
+
+        board = leaderboard_page(results_folder / "leaderboard", results_folder)
+        (folder / "book/leaderboard.md").write_text(board, encoding="utf-8")
 
 
 def site_fingerprint(root: Path, staged: Path) -> str:
