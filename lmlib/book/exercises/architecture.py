@@ -11,23 +11,23 @@ from lmlib.book.exercises.machinery import register
 
 def _register_with_torch() -> None:
     """Register all in the chapter's order. Imported here, so that the page does not look for torch."""
-    from lmlib.book.exercises import architecture_attention as attention
-    from lmlib.book.exercises import architecture_models as models
+    from lmlib.book.exercises.architecture_attention import ATTENTION, GROUPED, ROPE, SELF_ATTENTION
+    from lmlib.book.exercises.architecture_models import BLOCK, CACHE, MOE, SWIGLU, TRANSFORMER
 
     register(
         FF_WIDTH,
         SOFTMAX,
         INITIAL_STD,
         RMS_NORM,
-        models.SWIGLU,
-        attention.ROPE,
-        attention.ATTENTION,
-        attention.GROUPED,
-        attention.SELF_ATTENTION,
-        models.BLOCK,
-        models.MOE,
-        models.TRANSFORMER,
-        models.CACHE,
+        SWIGLU,
+        ROPE,
+        ATTENTION,
+        GROUPED,
+        SELF_ATTENTION,
+        BLOCK,
+        MOE,
+        TRANSFORMER,
+        CACHE,
         ACCOUNTING,
     )
 
