@@ -76,14 +76,15 @@ def attention(
     ]
     factor = WIDTH**-0.5 if scaled else 1.0
     seen = [(s <= t or not causal) and abs(t - s) < window for s in range(len(words))]
-    shares = weights([factor * each for each in products], seen)
+    # Rounded, since the last digits of a cosine depend on the machine's libm, and the page has its own.
+    shares = [round(each, 6) for each in weights([factor * each for each in products], seen)]
     labels = [f"{s + 1} {word}" for s, word in enumerate(words)]
     best = max(range(len(words)), key=shares.__getitem__)
     rows = [
         (
             labels[s],
-            round(products[s], 3),
-            round(factor * products[s], 3),
+            round(products[s], 3) + 0.0,  # and no -0.0
+            round(factor * products[s], 3) + 0.0,
             "yes" if seen[s] else "masked",
             round(shares[s], 4),
         )

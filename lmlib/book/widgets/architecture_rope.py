@@ -7,6 +7,7 @@ from lmlib.book.declare import Choice, InputError, Number, Output, Plot, Table, 
 SCALINGS = (("none", "none"), ("linear", "linear: all angles divided"), ("llama3", "Llama 3: slow ones only"))
 LOW, HIGH = 1.0, 4.0  # Llama 3.1's low_freq_factor and high_freq_factor
 _POINTS = 240
+_ROUNDING = 1e-8  # what is less than this says something of the machine's libm, and nothing of RoPE
 
 
 def rates(head_dim: int, theta: float, scaling: str, factor: float, trained: int) -> list[float]:
@@ -40,6 +41,15 @@ def _turns(pair: int, rate: float, trained: int) -> tuple[int | float | str, ...
     return pair, f"{rate:.6g}", round(turn, 1), round(trained / turn, 2)
 
 
+def _rounded(value: float) -> float:
+    """Six digits, alike on every machine, and no -0.0."""
+    return round(value, 6) + 0.0
+
+
+def _small(value: float) -> str:
+    return f"less than {_ROUNDING:g}" if value < _ROUNDING else f"{value:.1e}"
+
+
 def rope(
     head_dim: int, theta: float, distance: int, offset: int, scaling: str, factor: float, trained: int
 ) -> list[Output]:
@@ -49,15 +59,15 @@ def rope(
     turning = rates(head_dim, theta, scaling, factor, trained)
     step = max(1, distance // _POINTS)
     places = list(range(0, distance + 1, step))
-    here = [score(turning, place, 0) for place in places]
+    here = [_rounded(score(turning, place, 0)) for place in places]
     there = score(turning, offset + distance, offset)
     at_end = score(turning, distance, 0)
     shown = range(0, len(turning), max(1, len(turning) // 16))
     rows = [_turns(i, turning[i], trained) for i in shown]
     return [
-        Value("Score at the distance", f"{at_end:.6f}", headline=True),
-        Value("The same, both moved by the offset", f"{there:.6f}"),
-        Value("Difference", f"{abs(there - at_end):.1e}", help="rounding, nothing else"),
+        Value("Score at the distance", f"{_rounded(at_end):.6f}", headline=True),
+        Value("The same, both moved by the offset", f"{_rounded(there):.6f}"),
+        Value("Difference", _small(abs(there - at_end)), help="rounding, nothing else"),
         Plot(
             "Score of a query and a key of ones",
             "The score starts at 1 and falls with the distance, with ripples.",
