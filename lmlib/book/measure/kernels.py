@@ -1,7 +1,8 @@
 """Fused norm and fused loss as single operators, so that they keep and take what a fused kernel does.
 
 On CUDA the norm is PyTorch's own. Elsewhere PyTorch has no fused RMSNorm, so one is registered that saves
-its input and one fp32 number a row; inside an operator, temporaries are not PyTorch's to see.
+its input and one fp32 number a row; inside an operator, temporaries are not PyTorch's to see. They have a
+namespace of their own: `kernels` registers operators of the same names under `lmlib`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 EPS = 1e-5
 
 
-@torch.library.custom_op("lmlib::rms_norm", mutates_args=())
+@torch.library.custom_op("lmlib_measure::rms_norm", mutates_args=())
 def rms_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """x / sqrt(mean(x^2) + eps) * weight in fp32, in x's type; and the reciprocal root, in fp32."""
     wide = x.float()
@@ -28,7 +29,7 @@ def _(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op("lmlib::rms_norm_backward", mutates_args=())
+@torch.library.custom_op("lmlib_measure::rms_norm_backward", mutates_args=())
 def rms_norm_backward(gradient: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight."""
     normal, wide = x.float() * scale, gradient.float()
@@ -66,7 +67,7 @@ def fused_norm(x: Tensor, weight: Tensor) -> Tensor:
     return _FusedNorm.apply(x, weight)
 
 
-@torch.library.custom_op("lmlib::cross_entropy_in_place", mutates_args=("logits",))
+@torch.library.custom_op("lmlib_measure::cross_entropy_in_place", mutates_args=("logits",))
 def cross_entropy_in_place(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of logits (n, vocab) in fp32; leaves its gradient where the logits were."""
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
