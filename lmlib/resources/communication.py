@@ -4,6 +4,8 @@
   it from each rank for an all-gather, a reduce-scatter or an all-to-all, and twice that for an all-reduce
   (Thakur et al. 2005, doi:10.1177/1094342005051521).
 - Time is alpha-beta: a latency for each step of the ring, and bytes over the slowest link of the ring.
+- Context parallel ranks exchange keys and values as PyTorch's ring attention, or as Transformer Engine's:
+  see ``RINGS``.
 - Losses, norms of gradients and routing counts are a few bytes, and left out; so is the loss's exchange of
   three numbers a token under tensor parallelism.
 """
@@ -21,6 +23,13 @@ from lmlib.resources.units import ArgumentError, Number, check_choice, check_int
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
 GROUPS = ("tp", "cp", "dp", "edp", "ep", "pp", "embedding")
 RECOMPUTE = ("none", "core", "full")
+# How keys, values and their gradients go round context parallel ranks. ``pytorch``: PyTorch gathers keys and
+# values at once and hands gradients on in fp32, p times, the last time home
+# (torch.distributed.tensor.experimental). ``transformer_engine``: keys and values are handed on p - 1 times;
+# backward they start where they came to, so that a rank meets its own part last, and gradients need p - 1
+# hops too, in the activations' type (AttnFuncWithCPAndKVP2P, which Megatron-LM uses).
+RINGS = ("pytorch", "transformer_engine")
+_SUM_BYTES = 4  # of PyTorch's sums of gradients
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ def communication(
     gradient_bytes: int = 2,
     recompute: str = "none",
     regather: bool = True,
+    ring: str = "pytorch",
 ) -> Traffic:
     """What a rank of ``stage`` sends in one step, of ``layout.microbatches`` micro-batches.
 
@@ -139,11 +149,13 @@ def communication(
             parallel attention.
         regather: with ``sp``, whether the gathered sequence is dropped and gathered again for the
             gradients of weights, as in Megatron-LM, or kept, as DTensor does.
+        ring: of ``RINGS``, whose context parallel attention.
 
     Raises:
         ArgumentError: for a layout that does not fit the model, or a length that cp or sp do not divide.
     """
     check_choice("recompute", recompute, RECOMPUTE)
+    check_choice("ring", ring, RINGS)
     check_integer("stage", stage, 0, layout.pp - 1)
     for name, size in (("micro_batch", micro_batch), ("length", length)):
         check_integer(name, size, 1, 10**9)
@@ -157,7 +169,7 @@ def communication(
     maker = _Maker(divided, micro_batch * length // layout.cp, stage, value_bytes, recompute)
     found = [
         *maker.tensor(gradient_bytes, regather),
-        *maker.context(),
+        *maker.context(ring),
         *maker.experts(),
         *maker.pipeline(gradient_bytes),
         *maker.data(parameter_bytes, gradient_bytes),
@@ -220,24 +232,25 @@ class _Maker:
     def _tp(self, name: str, op: str, count: int) -> Collective:
         return Collective(name, op, "tp", self.layout.tp, self.stream, count)
 
-    def context(self) -> Iterator[Collective]:
-        """Keys and values go round the ring; backward, they go again with their gradients.
-
-        Gradients need p - 1 hops if the own part is added last; PyTorch's ring makes one more, in fp32.
-        """
-        rounds = self.layout.cp - 1
-        if not rounds:
-            return
+    def context(self, ring: str) -> Iterator[Collective]:
+        """Keys and values go round the ring; backward, they go again, and so do their gradients."""
+        ranks, gathers = self.layout.cp, ring == "pytorch"
         repeated = self.recompute != "none"
         for number, (layer, count) in enumerate(self.layers.items(), 1):
             attention = layer.attention
             heads = max(1, attention.n_kv_heads // self.layout.tp)
-            width = heads * (attention.query_dim + attention.value_dim)
-            payload = self.tokens * width * self.value_bytes
-            calls = self.layout.microbatches * count * rounds
-            for name, times in (("forward", 1 + repeated), ("backward", 2)):
-                title = f"keys and values, {name}" + (f" #{number}" if len(self.layers) > 1 else "")
-                yield Collective(title, "send", "cp", self.layout.cp, payload, calls * times)
+            values = self.tokens * heads * (attention.query_dim + attention.value_dim)
+            size, calls = values * self.value_bytes, self.layout.microbatches * count
+            mark = f" #{number}" if len(self.layers) > 1 else ""
+            for name, times in (("forward", 1 + repeated), ("backward", 1)):
+                title = f"keys and values, {name}{mark}"
+                if gathers:
+                    yield Collective(title, "all_gather", "cp", ranks, size * ranks, calls * times)
+                else:
+                    yield Collective(title, "send", "cp", ranks, size, calls * times * (ranks - 1))
+            title = f"gradients of keys and values{mark}"
+            wide, hops = (values * _SUM_BYTES, ranks) if gathers else (size, ranks - 1)
+            yield Collective(title, "send", "cp", ranks, wide, calls * hops)
 
     def experts(self) -> Iterator[Collective]:
         """Tokens go to their experts and back, forward and backward."""

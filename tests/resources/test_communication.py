@@ -201,43 +201,96 @@ def test_copied_weights_under_sequence_parallelism():
     assert norms.payload == 4 * (2 * LAYERS + 1) * D
 
 
-def test_context_parallel_ring(mesh):
-    """PyTorch's own ring attention, called where its dispatcher would: it has no entry for CPU kernels.
+def flash(query, key, value, is_causal=False, **_):
+    """The kernel that PyTorch would hand to its ring on a GPU has this twin: gives (out, log of sums)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal)
 
-    Forward, its exchanges are ours, call by call. Backward, keys and values are too. Known difference: it
-    sends their gradients once more (home, p hops in place of p - 1) and in fp32; a ring that adds the own
-    part last needs p - 1, which is what we count.
+
+def flash_backward(query, key, value, out, logsumexp, is_causal, gradient, **_):
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradient, query, key, value, out, logsumexp, 0.0, is_causal
+    )
+
+
+@pytest.fixture
+def ring():
+    """PyTorch's own ring attention; its options are put back."""
+    attention = pytest.importorskip("torch.distributed.tensor.experimental._context_parallel._attention")
+    options = attention._cp_options
+    kept = options.enable_load_balance, options.rotate_method
+    yield attention
+    options.enable_load_balance, options.rotate_method = kept
+
+
+def test_pytorchs_ring_gathers_and_sums_in_fp32_unless_told_otherwise(ring):
+    assert ring._cp_options.rotate_method == ring._RotateMethod.ALL_GATHER
+    assert ring._cp_options.convert_to_f32
+
+
+@pytest.mark.parametrize("rotates", ["ALL_GATHER", "ALL_TO_ALL"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_context_parallel_ring(mesh, ring, groups, dtype, causal, rotates):
+    """PyTorch's ring attention, forward and backward, sends what the ledger says: call by call, all of it.
+
+    It is called where its dispatcher would call it, which has no entry for kernels of the CPU. Causal, its
+    load balancing is on. Its other way of rotating sends the same bytes as p - 1 permutations, which PyTorch
+    writes as an all-to-all with one receiver.
     """
-    ring = pytest.importorskip("torch.distributed.tensor.experimental._context_parallel._attention")
-    heads, width, options = BLOCK.attention.n_heads, BLOCK.attention.query_dim, ring._cp_options
-    q, k, v = (torch.zeros(B, heads, T // RANKS, width, dtype=torch.bfloat16) for _ in range(3))
+    attention = Attention(4, groups, 4)
+    model = Model("small", D, V, T, (Layer(attention, MLP(FF)),) * LAYERS, tied=False)
+    ring._cp_options.enable_load_balance = causal
+    ring._cp_options.rotate_method = getattr(ring._RotateMethod, rotates)
+    q = torch.randn(B, 4, T // RANKS, 4, dtype=dtype)
+    k, v = (torch.randn(B, groups, T // RANKS, 4, dtype=dtype) for _ in range(2))
 
-    def ahead(query, key, value, **_):
-        logsumexp = torch.zeros(query.shape[:-1])
-        return torch.zeros_like(query), logsumexp
+    def grouped(key):  # the CPU kernel wants a key for each query head; what is sent stays as it was
+        return key.repeat_interleave(4 // groups, dim=1)
 
-    def back(query, key, value, **_):
-        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    def ahead(query, key, value, **given):
+        return flash(query, grouped(key), grouped(value), **given)
 
-    balanced, options.enable_load_balance = options.enable_load_balance, False
-    method = options.rotate_method
-    options.rotate_method = ring._RotateMethod.ALL_TO_ALL
-    try:
-        with Seen() as forward:
-            out, logsumexp = ring._templated_ring_attention(mesh.get_group(), 2, ahead, q, k, v)
-        with Seen() as backward:
-            ring._templated_ring_attention_backward(
-                mesh.get_group(), 2, back, out, "grad_out", q, k, v, out, logsumexp, False
-            )
-    finally:
-        options.enable_load_balance, options.rotate_method = balanced, method
-    found = {each.name: each for each in communication(MODEL, Layout(cp=RANKS), B, T).collectives}
-    one = found["keys and values, forward"]
-    # A permutation, which PyTorch writes as an all-to-all that has one receiver.
-    assert forward.calls == {("all_to_all", one.payload): one.count // LAYERS}
-    ours = found["keys and values, backward"].count // LAYERS
-    assert ours == 2 * (RANKS - 1)
-    assert backward.calls == {("all_to_all", one.payload): RANKS - 1, ("all_to_all", 2 * one.payload): RANKS}
+    def back(query, key, value, **given):
+        gradients = flash_backward(query, grouped(key), grouped(value), **given)
+        small = (each.unflatten(1, (groups, -1)).sum(2) for each in gradients[1:])
+        return gradients[0], *small
+
+    with Seen() as seen:
+        out, logsumexp = ring._templated_ring_attention(mesh.get_group(), 2, ahead, q, k, v, causal)
+        ring._templated_ring_attention_backward(
+            mesh.get_group(), 2, back, torch.ones_like(out), "gradient", q, k, v, out, logsumexp, causal
+        )
+    layout = Layout(cp=RANKS, microbatches=3)
+    found = communication(model, layout, B, T, value_bytes=dtype.itemsize).collectives
+    said = Counter()
+    for each in found:
+        if each.group == "cp":
+            gathers = each.op == "all_gather" and rotates == "ALL_TO_ALL"
+            hops, payload = (RANKS - 1, each.payload // RANKS) if gathers else (1, each.payload)
+            kind = "all_gather" if each.op == "all_gather" and not gathers else "all_to_all"
+            said[kind, payload] += each.count * hops
+    assert {call: 3 * LAYERS * count for call, count in seen.calls.items()} == said
+
+
+def test_transformer_engines_ring_sends_fewer_gradients():
+    """One hop less, and in the activations' type: 2 (p - 1) / (p - 1 + 2 p) of PyTorch's backward bytes."""
+
+    def backward(ring):
+        found = communication(MODEL, Layout(cp=RANKS), B, T, ring=ring).collectives
+        return sum(each.sent.value for each in found if each.group == "cp" and "forward" not in each.name)
+
+    one = B * T // RANKS * 2 * D * 2 * LAYERS
+    assert backward("transformer_engine") == 2 * (RANKS - 1) * one
+    assert backward("pytorch") == (RANKS - 1 + 2 * RANKS) * one
+
+
+@pytest.mark.parametrize(("recompute", "times"), [("none", 1), ("core", 2), ("full", 2)])
+@pytest.mark.parametrize("ring", ["pytorch", "transformer_engine"])
+def test_recomputed_attention_asks_for_keys_and_values_again(ring, recompute, times):
+    found = communication(MODEL, Layout(cp=RANKS), B, T, recompute=recompute, ring=ring).collectives
+    sent = {each.name: each.sent.value for each in found}
+    assert sent["keys and values, forward"] == times * sent["keys and values, backward"]
 
 
 def test_expert_parallel(mesh):
@@ -300,5 +353,7 @@ def test_refused():
         communication(MODEL, Layout(cp=3), B, T)
     with pytest.raises(ArgumentError, match="stage"):
         communication(MODEL, Layout(), B, T, stage=1)
+    with pytest.raises(ArgumentError, match="ring"):
+        communication(MODEL, Layout(cp=2), B, T, ring="zigzag")
     with pytest.raises(ArgumentError, match="device"):
         communication(MODEL, Layout(dp=16), B, T).seconds(device("apple-m2"))
