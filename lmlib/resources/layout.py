@@ -20,9 +20,10 @@ from typing import Any
 from lmlib.resources.ledger import Ledger, derive
 from lmlib.resources.model import MLP, Layer, Model, MoE
 from lmlib.resources.parameters import BUFFER, WHOLE, Weight, layer_weights
-from lmlib.resources.units import ArgumentError, Number, check_bool, check_integer
+from lmlib.resources.units import ArgumentError, Number, check_bool, check_choice, check_integer
 
 LARGEST_GROUP = 2**16
+SCHEDULES = ("1f1b", "gpipe")  # gpipe: all forward passes, then all backward (arXiv:1811.06965, section 2.3)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Layout:
         chunk_layers: layers of each of the ``pp * vpp`` chunks, in order of the model, where they are
             not equal.
         replicate_kv: whether ``tp`` may exceed the key/value heads, which are then copied.
+        schedule: order of a stage's forward and backward passes, of ``SCHEDULES``.
 
     Raises:
         ArgumentError: for a size out of bounds, or sizes that contradict each other.
@@ -57,6 +59,7 @@ class Layout:
     microbatches: int = 1
     chunk_layers: tuple[int, ...] | None = None
     replicate_kv: bool = False
+    schedule: str = "1f1b"
 
     def __post_init__(self) -> None:
         for name in ("dp", "tp", "pp", "vpp", "cp", "ep", "etp"):
@@ -65,10 +68,13 @@ class Layout:
         check_integer("microbatches", self.microbatches, 1, 10**6)
         check_bool("sp", self.sp)
         check_bool("replicate_kv", self.replicate_kv)
+        check_choice("schedule", self.schedule, SCHEDULES)
         if self.sp and self.tp == 1:
             raise ArgumentError("sp", "cuts along tensor parallel ranks: it needs tp > 1")
         if self.vpp > 1 and self.pp == 1:
             raise ArgumentError("vpp", "interleaves pipeline stages: it needs pp > 1")
+        if self.vpp > 1 and self.schedule == "gpipe":
+            raise ArgumentError("schedule", "gpipe does not interleave: it needs vpp = 1")
         if self.vpp > 1 and self.microbatches % self.pp:
             raise ArgumentError(
                 "microbatches", f"must be a multiple of pp = {self.pp} if vpp > 1, got {self.microbatches}"
@@ -114,11 +120,14 @@ class Layout:
         ).value
 
     def in_flight(self, stage: int) -> int:
-        """Chunks of layers whose activations ``stage`` holds at once under 1F1B.
+        """Chunks of layers whose activations ``stage`` holds at once, at most.
 
-        Without interleaving a chunk is the stage: ``min(microbatches, pp - stage)``.
+        Under 1F1B without interleaving a chunk is the stage: ``min(microbatches, pp - stage)``. GPipe holds
+        all micro-batches.
         """
         check_integer("stage", stage, 0, self.pp - 1)
+        if self.schedule == "gpipe":
+            return self.microbatches
         if self.vpp == 1:
             return min(self.microbatches, self.pp - stage)
         warm_up = 2 * (self.pp - stage - 1) + (self.vpp - 1) * self.pp

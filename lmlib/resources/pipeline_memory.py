@@ -2,10 +2,13 @@
 
 - Under 1F1B a stage holds the saved activations of several micro-batches at once, the first stage the most:
   ``min(microbatches, pp - stage)`` of them, and with interleaving so many chunks (``Layout.in_flight``;
-  Narayanan et al. 2021, arXiv:2104.04473, section 2.2).
-- Its peak is in the backward pass of the oldest of them, while all are still there: the segments of
-  ``memory`` are played for one micro-batch, the others are what they keep.
+  Narayanan et al. 2021, arXiv:2104.04473, section 2.2). Which chunks is counted too: the one with the head
+  keeps most, and goes backward at once.
+- Its peak is in a backward pass, while all of them are still there: the segments of ``memory`` are played
+  for the chunk that runs, the others are what they keep.
   Or it is in the optimizer's step, if that takes more scratch.
+- What PyTorch's schedules hold beside that is not part of it: a buffer for what each micro-batch receives,
+  and each stage's output until its gradient has come back.
 - Gradients of all micro-batches are summed in buffers that stay.
 - A rank of ``ep`` holds its share of the experts, and as many routed tokens as without: routing is taken
   to be even.
@@ -75,8 +78,8 @@ def stage_peaks(
             place = rank(layout, stage * layout.n_ranks // layout.pp)
             states = _states(divided, place, profile, optimizer)
             known[kind] = (*states, *_gathered(divided, stage, profile), *around)
-        kept, running, at = _activations(divided, stage, played)
-        held = tuple(_held(layout, stage, kept, running, at))
+        most = _most(divided, stage, played)
+        held, at = (_kept(most, layout), most.term(layout.tp)), most.at
         if update.value > sum(term.value for term in held):
             held, at = (update,), "step"
         found.append(StagePeak(stage, Ledger("alive at the peak", "bytes", (*known[kind], *held)), at))
@@ -95,42 +98,129 @@ def _update(divided: Divided, profile: Profile, optimizer: Optimizer) -> Term:
     )
 
 
-def _held(layout: Layout, stage: int, kept: int, running: int, at: str) -> Iterator[Term]:
-    yield derive(
-        "kept activations of micro-batches in flight",
-        "ceil(kept * chunks_in_flight / vpp / tp)",
-        "bytes",
-        SOURCE,
-        kept=kept,
-        chunks_in_flight=layout.in_flight(stage),
-        vpp=layout.vpp,
-        tp=layout.tp,
-    )
-    yield derive(f"running: {at}", "ceil(alive / tp)", "bytes", alive=running, tp=layout.tp)
+@dataclass(frozen=True)
+class _Most:
+    """The fullest moment of a stage.
+
+    Args:
+        kept: pairs of bytes that a chunk keeps, and how many such chunks are in flight.
+        running: bytes alive in the segment ``at`` beside what is kept.
+    """
+
+    kept: tuple[tuple[int, int], ...]
+    running: int
+    at: str
+
+    @property
+    def alive(self) -> int:
+        """Bytes, before tensor parallelism divides them."""
+        return self.running + sum(size * times for size, times in self.kept)
+
+    def term(self, tp: int) -> Term:
+        """What runs."""
+        return derive(f"running: {self.at}", "ceil(alive / tp)", "bytes", alive=self.running, tp=tp)
 
 
-def _activations(divided: Divided, stage: int, played: tuple[Played, ...]) -> tuple[int, int, str]:
-    """Bytes that one micro-batch keeps on the stage, what the highest moment adds, and where that is.
+def _kept(most: _Most, layout: Layout) -> Term:
+    """What micro-batches in flight keep; chunks of equal size are counted together."""
+    parts, symbols = [], {}
+    for number, (size, times) in enumerate(most.kept, 1):
+        mark = f"_{number}" if len(most.kept) > 1 else ""
+        parts.append(f"kept{mark} * in_flight{mark}")
+        symbols |= {f"kept{mark}": size, f"in_flight{mark}": times}
+    whole = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
+    name = "kept activations of micro-batches in flight"
+    return derive(name, f"ceil({whole} / tp)", "bytes", SOURCE, **symbols, tp=layout.tp)
+
+
+def _most(divided: Divided, stage: int, played: tuple[Played, ...]) -> _Most:
+    """The moment of a stage when most is alive: in which backward pass of which chunk.
 
     ``played`` are the embedding, one of each kind of layer, and the head.
     """
+    layout = divided.layout
+    chunks = _chunks(divided, stage, len(played) - 1)
+    kept = [sum(played[number].kept for number, _ in chunk) for chunk in chunks]
+    running = [_running(chunk, played) for chunk in chunks]
+    best, counts = -1, [0] * len(chunks)
+    for place in _places(layout, stage):
+        held = _in_flight(layout, stage, place)
+        total = sum(size * times for size, times in zip(kept, held, strict=True))
+        total += running[_turn(layout, place, back=True)][0]
+        if total > best:
+            best, counts, runs = total, held, _turn(layout, place, back=True)
+    sizes: dict[int, int] = {}
+    for size, times in zip(kept, counts, strict=True):
+        if times:
+            sizes[size] = sizes.get(size, 0) + times
+    return _Most(tuple(sizes.items()), *running[runs])
+
+
+def _chunks(divided: Divided, stage: int, head: int) -> list[list[tuple[int, str]]]:
+    """The segments of each chunk of a stage: number in ``played``, and name."""
     model, layout = divided.model, divided.layout
     place = {layer: number for number, (layer, _) in enumerate(model.groups, 1)}
-    numbers = [place[layer] for layer in divided.stages[stage]]
-    names = [f"layer {index}" for index in range(1, len(numbers) + 1)]
+    count = layout.pp * layout.vpp
+    sizes = (layout.chunk_layers or (model.n_layers // count,) * count)[stage :: layout.pp]
+    layers = [(place[layer], f"layer {index}") for index, layer in enumerate(divided.stages[stage], 1)]
+    found, start = [], 0
+    for size in sizes:
+        found.append(layers[start : start + size])
+        start += size
     if stage == 0:
-        numbers, names = [0, *numbers], ["embedding", *names]
+        found[0] = [(0, "embedding"), *found[0]]
     if stage == layout.pp - 1:
-        numbers, names = [*numbers, len(played) - 1], [*names, "head and loss"]
-    kept = sum(played[number].kept for number in numbers)
-    released, best, at = 0, 0, names[-1] if names else "nothing"
-    for number, name in reversed(list(zip(numbers, names, strict=True))):
+        found[-1] = [*found[-1], (head, "head and loss")]
+    return found
+
+
+def _running(chunk: list[tuple[int, str]], played: tuple[Played, ...]) -> tuple[int, str]:
+    """What the highest moment of a chunk's backward pass adds to what is kept, and where that is."""
+    released, best, at = 0, 0, chunk[-1][1] if chunk else "nothing"
+    for number, name in reversed(chunk):
         one = played[number]
         highest = max(moment.alive for moment in (*one.forward, *one.backward)) - one.kept - released
         if highest > best:
             best, at = highest, name
         released += one.kept
-    return kept, best, at
+    return best, at
+
+
+def _turn(layout: Layout, place: int, *, back: bool) -> int:
+    """The chunk of a stage whose turn is in its forward or backward pass number ``place``.
+
+    Interleaved, each chunk takes ``pp`` micro-batches at a time; backward, the last chunk comes first.
+    """
+    turn = place // layout.pp % layout.vpp
+    return layout.vpp - 1 - turn if back else turn
+
+
+def _in_flight(layout: Layout, stage: int, place: int) -> list[int]:
+    """How often each chunk has gone forward but not backward, at the stage's backward pass ``place``."""
+    passes = layout.microbatches * layout.vpp
+    ahead = min(passes, place + layout.in_flight(stage))
+    turns, own = layout.pp * layout.vpp, layout.pp
+
+    def gone(count: int, turn: int) -> int:
+        rounds, rest = divmod(count, turns)
+        return rounds * own + min(max(rest - turn * own, 0), own)
+
+    return [gone(ahead, chunk) - gone(place, layout.vpp - 1 - chunk) for chunk in range(layout.vpp)]
+
+
+def _places(layout: Layout, stage: int) -> list[int]:
+    """Backward passes of which one is the fullest: just before and after turns change, in one round."""
+    passes = layout.microbatches * layout.vpp
+    if layout.vpp == 1:
+        return [0]
+    shift = layout.in_flight(stage) % layout.pp
+    around = {
+        turn * layout.pp - offset + step
+        for turn in range(layout.vpp + 1)
+        for offset in (0, shift)
+        for step in (-1, 0, 1)
+    }
+    return sorted(place for place in around if 0 <= place < passes)
 
 
 @lru_cache(maxsize=32)

@@ -172,6 +172,8 @@ def test_a_model_that_does_not_divide_is_refused(sizes, field):
         ({"sp": True}, "sp"),
         ({"vpp": 2}, "vpp"),
         ({"pp": 4, "vpp": 2, "microbatches": 6}, "microbatches"),
+        ({"pp": 4, "vpp": 2, "microbatches": 8, "schedule": "gpipe"}, "schedule"),
+        ({"schedule": "zb"}, "schedule"),
         ({"ep": 3, "dp": 4}, "ep"),
         ({"pp": 2, "chunk_layers": (1,)}, "chunk_layers"),
         ({"microbatches": -1}, "microbatches"),
