@@ -36,6 +36,7 @@ class Case:
     `message` says what a failure usually means. `then` turns what the function returned into what is compared
     (`list`, for one that yields). A callable `arguments` makes them afresh for each run, for iterators and
     others that cannot be copied. `call` shows the call where the arguments would be too long to read.
+    `around` makes of the reader's function the one that is called: one that also counts or times, say.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Case:
     message: str = ""
     raises: type[Exception] | None = None
     then: Callable[[Any], Any] | None = None
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     call: str = ""
     tolerance: float = 1e-6
     seconds: float = 5.0
@@ -62,7 +64,8 @@ class Exercise:
     """One exercise; `name` is `<chapter's word>/<what>`, and the reader writes the function `solution` names.
 
     `task` and `hints` are in the small Markdown of `lmlib.book.display.markdown`. `given` are helpers that
-    stand, complete, above the starter. `in_page` says that the check needs only the standard library.
+    stand, complete, above the starter. `parts` are what the worked solution has beside its function: kernels,
+    classes. `in_page` says that the check needs only the standard library.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Exercise:
     cases: tuple[Case, ...]
     wrong: tuple[Wrong, ...]
     given: tuple[Callable[..., Any], ...] = ()
+    parts: tuple[Any, ...] = ()
     remark: str = ""
     in_page: bool = True
 
@@ -100,7 +104,7 @@ class Exercise:
     def solution_source(self) -> str:
         """The worked solution with the imports and helpers that it needs: it runs as it stands."""
         imports, _ = self._starter_parts()
-        return _joined([*imports, *map(_source, self.given), _source(self.solution)])
+        return _joined([*imports, *map(_source, (*self.given, *self.parts, self.solution))])
 
     def _starter_parts(self) -> tuple[list[str], str]:
         """The starter's lines of imports, as one block if there are any, and the rest of it."""
@@ -351,9 +355,10 @@ def _run(case: Case, function: Callable[..., Any]) -> Result:
     def failed(got: str, where: str, line: str = "") -> Result:
         return Result(case.name, "failed", call, wanted, got, where, case.message, line)
 
+    called = case.around(function) if case.around else function
     try:
         with _time_limit(case.seconds):
-            got = function(*arguments)
+            got = called(*arguments)
             got = case.then(got) if case.then else got
     except NotImplementedError:
         raise
@@ -362,7 +367,7 @@ def _run(case: Case, function: Callable[..., Any]) -> Result:
     except (Exception, SystemExit) as error:
         if case.raises and isinstance(error, case.raises):
             return Result(case.name, "passed")
-        return failed(f"an error: {_error_text(error)}", "", _reader_line(error))
+        return failed(f"an error: {_error_text(error)}", "", _reader_line(error, function))
     if case.raises:
         return failed(shown(got), "an error should have been raised, and was not")
     if where := difference(case.expected, got, case.tolerance):
@@ -378,8 +383,12 @@ def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _reader_line(error: BaseException) -> str:
-    """The last line of the reader's own code on the way to the error: theirs, not this module's."""
+def _reader_line(error: BaseException, function: Callable[..., Any] | None = None) -> str:
+    """The last line of the reader's own code on the way to the error: theirs, not this module's.
+
+    An error may have been raised from another one, as Triton's interpreter does: then the line is where the
+    first of them arose, if that is in the same file.
+    """
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
@@ -387,7 +396,13 @@ def _reader_line(error: BaseException) -> str:
     ]
     if not frames:
         return ""
-    own = [f for f in frames if f.filename == frames[0].filename]
+    code = getattr(function, "__code__", None)
+    files = {f.filename for f in frames}
+    file = code.co_filename if code and code.co_filename in files else frames[0].filename
+    own = [f for f in frames if f.filename == file]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file] or own
     return f"line {own[-1].lineno}: {own[-1].line}"
 
 
@@ -395,8 +410,9 @@ def _cut(text: str) -> str:
     return text if len(text) <= _PRINTED_MOST else f"{text[:_PRINTED_MOST]}… ({len(text):,} characters)"
 
 
-def _source(function: Callable[..., Any]) -> str:
-    return textwrap.dedent(inspect.getsource(function)).strip()
+def _source(function: Any) -> str:
+    """Source of a function or class, or of the function inside a Triton kernel."""
+    return textwrap.dedent(inspect.getsource(getattr(function, "fn", function))).strip()
 
 
 def _joined(parts: list[str]) -> str:
