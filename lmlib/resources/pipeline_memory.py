@@ -79,7 +79,8 @@ def stage_peaks(
             states = _states(divided, place, profile, optimizer)
             known[kind] = (*states, *_gathered(divided, stage, profile), *around)
         most = _most(divided, stage, played)
-        held, at = (_kept(most, layout), most.term(layout.tp)), most.at
+        held: tuple[Term, ...] = (_kept(most, layout), most.term(layout.tp))
+        at = most.at
         if update.value > sum(term.value for term in held):
             held, at = (update,), "step"
         found.append(StagePeak(stage, Ledger("alive at the peak", "bytes", (*known[kind], *held)), at))
@@ -123,7 +124,8 @@ class _Most:
 
 def _kept(most: _Most, layout: Layout) -> Term:
     """What micro-batches in flight keep; chunks of equal size are counted together."""
-    parts, symbols = [], {}
+    parts: list[str] = []
+    symbols: dict[str, int] = {}
     for number, (size, times) in enumerate(most.kept, 1):
         mark = f"_{number}" if len(most.kept) > 1 else ""
         parts.append(f"kept{mark} * in_flight{mark}")
