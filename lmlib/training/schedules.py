@@ -54,8 +54,9 @@ def wsd(
 ) -> float:
     """Warm-up, stable, decay: the peak until the last ``decay`` share of the run, then a straight line.
 
-    Hu et al. 2024 (MiniCPM), arXiv:2404.06395, section 4; that the decay is best linear, over about 20 %, is
-    from Hägele et al. 2024, arXiv:2405.18392, section 3.
+    Hu et al. 2024 (MiniCPM), arXiv:2404.06395, section 4; that a longer decay than about 20 % gains little is
+    from Hägele et al. 2024, arXiv:2405.18392, section 3, who find a decay by ``1 - sqrt(progress)`` a little
+    better still than the straight line.
     """
     start = max(warmup, total * (1 - decay))
     if step < start:
