@@ -9,8 +9,8 @@
 #   make clean   remove what was built (the virtual environment stays)
 #
 # Variables: PYTHON (which Python makes the environment), PIP_ARGS (further options for pip, for instance an
-# index that holds the CPU build of torch), BOOK_ARGS, TEST_ARGS and BENCH_ARGS (passed on), PORT, JOBS (test
-# workers).
+# index that holds the CPU build of torch), BOOK_ARGS, TEST_ARGS, LAB_ARGS and BENCH_ARGS (passed on), PORT
+# (of make serve), JOBS (test workers).
 
 VENV      ?= .venv
 PYTHON    ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -20,6 +20,7 @@ PIP_ARGS  ?=
 BOOK_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+LAB_ARGS  ?=
 PORT      ?= 8000
 JOBS      ?= $(shell getconf _NPROCESSORS_ONLN)
 
@@ -46,7 +47,7 @@ serve: install
 	@$(BIN)/python -m lmlib.book.pipeline.serve --port $(PORT)
 
 lab: install
-	@$(BIN)/jupyter lab chapters
+	@$(BIN)/jupyter lab chapters $(LAB_ARGS)
 
 gpu:
 	@$(PYTHON) lmlib/book/pipeline/install.py --venv $(VENV) --pip-args '$(PIP_ARGS)' --extras book,test,gpu
