@@ -18,6 +18,7 @@ from lmlib.resources.hardware import Device
 from lmlib.resources.layout import Divided, Layout, Share, rank
 from lmlib.resources.ledger import Ledger, Term, derive
 from lmlib.resources.model import Layer, Model, MoE
+from lmlib.resources.sources import PIPELINE, RING
 from lmlib.resources.units import ArgumentError, Number, check_choice, check_integer, check_number
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
@@ -28,7 +29,11 @@ RECOMPUTE = ("none", "core", "full")
 # (torch.distributed.tensor.experimental). ``transformer_engine``: keys and values are handed on p - 1 times;
 # backward they start where they came to, so that a rank meets its own part last, and gradients need p - 1
 # hops too, in the activations' type (AttnFuncWithCPAndKVP2P, which Megatron-LM uses).
-RINGS = ("pytorch", "transformer_engine")
+_RINGS = {
+    "pytorch": "torch.distributed.tensor.experimental, its ring attention",
+    "transformer_engine": "github.com/NVIDIA/TransformerEngine, AttnFuncWithCPAndKVP2P",
+}
+RINGS = tuple(_RINGS)
 _SUM_BYTES = 4  # of PyTorch's sums of gradients
 
 
@@ -40,6 +45,7 @@ class Collective:
         op: one of ``OPS``. ranks: those that take part.
         payload: bytes of the whole tensor: input of a reduction, output of a gather.
         count: calls in one step.
+        source: of the formula of what is sent, and so of its time.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Collective:
     ranks: int
     payload: int
     count: int
+    source: str = RING
 
     @property
     def sent(self) -> Term:
@@ -58,8 +65,7 @@ class Collective:
         symbols = {"count": self.count, "payload": self.payload}
         if factor:
             symbols["ranks"] = self.ranks
-        source = "" if self.op == "send" else "doi:10.1177/1094342005051521"
-        return derive(self.name, f"count * {factor}payload", "bytes", source, **symbols)
+        return derive(self.name, f"count * {factor}payload", "bytes", self.source, **symbols)
 
     @property
     def hops(self) -> int:
@@ -72,7 +78,7 @@ class Collective:
             self.name,
             "count * hops * latency + sent / rate",
             "seconds",
-            "",
+            self.source,
             count=self.count,
             hops=self.hops,
             latency=latency,
@@ -245,12 +251,14 @@ class _Maker:
             for name, times in (("forward", 1 + repeated), ("backward", 1)):
                 title = f"keys and values, {name}{mark}"
                 if gathers:
-                    yield Collective(title, "all_gather", "cp", ranks, size * ranks, calls * times)
+                    whole, times = size * ranks, calls * times
+                    yield Collective(title, "all_gather", "cp", ranks, whole, times, _RINGS[ring])
                 else:
-                    yield Collective(title, "send", "cp", ranks, size, calls * times * (ranks - 1))
+                    hops = calls * times * (ranks - 1)
+                    yield Collective(title, "send", "cp", ranks, size, hops, _RINGS[ring])
             title = f"gradients of keys and values{mark}"
             wide, hops = (values * _SUM_BYTES, ranks) if gathers else (size, ranks - 1)
-            yield Collective(title, "send", "cp", ranks, wide, calls * hops)
+            yield Collective(title, "send", "cp", ranks, wide, calls * hops, _RINGS[ring])
 
     def experts(self) -> Iterator[Collective]:
         """Tokens go to their experts and back, forward and backward."""
@@ -283,7 +291,8 @@ class _Maker:
             ("activations to the next stage", ahead),
             ("gradients to the stage before", back),
         ):
-            yield Collective(name, "send", "pp", layout.pp, payload, layout.microbatches * times)
+            count = layout.microbatches * times
+            yield Collective(name, "send", "pp", layout.pp, payload, count, PIPELINE)
         if self.model.tied and (self.first or self.last):
             shares = {share.name: share.elements for share in self.divided.held(self.place)}
             size = shares["embedding" if self.first else "head"] * gradient_bytes

@@ -14,6 +14,7 @@ from functools import lru_cache
 from lmlib.resources.ledger import Ledger, Term, derive
 from lmlib.resources.model import MLP, Layer, Model
 from lmlib.resources.parameters import MATMUL, active, group_names, layer_weights, matmul_size, parameters
+from lmlib.resources.sources import PRODUCTS, SIX_N_D
 from lmlib.resources.units import LARGEST_COUNT, ArgumentError, check_choice, check_integer
 
 MASKS = ("full", "half", "causal")
@@ -59,7 +60,7 @@ def _layer_terms(
             weight.name,
             f"2 * tokens * layers * {weight.active}",
             "FLOPs",
-            "",
+            PRODUCTS,
             tokens=batch * length,
             layers=count,
             **weight.values,
@@ -80,7 +81,9 @@ def _layer_terms(
             "pairs": pairs,
             width: value,
         }
-        terms.append(derive(name, f"2 * layers * batch * n_heads * pairs * {width}", "FLOPs", "", **symbols))
+        terms.append(
+            derive(name, f"2 * layers * batch * n_heads * pairs * {width}", "FLOPs", PRODUCTS, **symbols)
+        )
     return tuple(terms)
 
 
@@ -103,6 +106,7 @@ def forward(model: Model, batch: int, length: int, *, mask: str, past: int = 0) 
         "head",
         "2 * tokens * d_model * vocab_size",
         "FLOPs",
+        PRODUCTS,
         tokens=batch * length,
         d_model=model.d_model,
         vocab_size=model.padded_vocab_size,
@@ -186,7 +190,7 @@ def six_n_d(n_parameters: int, tokens: int) -> Term:
         "6 N D",
         "6 * parameters * tokens",
         "FLOPs",
-        "arXiv:2001.08361",
+        SIX_N_D,
         parameters=n_parameters,
         tokens=tokens,
     )
@@ -212,6 +216,7 @@ def departures(model: Model, batch: int, length: int, *, mask: str) -> Ledger:
             "experts a token does not visit",
             "-6 * tokens * (parameters - active)",
             "FLOPs",
+            PRODUCTS,
             tokens=tokens,
             parameters=everything,
             active=met,
@@ -220,6 +225,7 @@ def departures(model: Model, batch: int, length: int, *, mask: str) -> Ledger:
             "embeddings, looked up and not multiplied",
             "-6 * tokens * looked_up",
             "FLOPs",
+            PRODUCTS,
             tokens=tokens,
             looked_up=looked_up,
         ),
@@ -227,11 +233,12 @@ def departures(model: Model, batch: int, length: int, *, mask: str) -> Ledger:
             "norms, biases and sinks",
             "-6 * tokens * (active - looked_up - multiplied)",
             "FLOPs",
+            PRODUCTS,
             tokens=tokens,
             active=met,
             looked_up=looked_up,
             multiplied=multiplied,
         ),
-        derive("attention", "3 * attention_forward", "FLOPs", attention_forward=attention),
+        derive("attention", "3 * attention_forward", "FLOPs", PRODUCTS, attention_forward=attention),
     )
     return Ledger("from 6 N D to the model FLOPs", "FLOPs", terms)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from lmlib.resources.ledger import Ledger, Term, derive
 from lmlib.resources.model import Attention, Model
 from lmlib.resources.parameters import group_names
+from lmlib.resources.sources import CACHE, LATENT_CACHE
 from lmlib.resources.units import DTYPE_BYTES, LARGEST_COUNT, check_choice, check_integer
 
 
@@ -19,17 +20,18 @@ def _terms(model: Model, start: str, unit: str, dtype: str, **symbols: int) -> I
         attention = layer.attention
         if isinstance(attention, Attention):
             values = "2 * n_kv_heads * head_dim"
-            sizes = {"n_kv_heads": attention.n_kv_heads, "head_dim": attention.head_dim}
+            sizes, source = {"n_kv_heads": attention.n_kv_heads, "head_dim": attention.head_dim}, CACHE
         else:
             values = "(kv_lora_rank + rope_head_dim)"
             sizes = {"kv_lora_rank": attention.kv_lora_rank, "rope_head_dim": attention.rope_head_dim}
+            source = LATENT_CACHE
         kept = start
         if attention.window is not None and "tokens" in symbols:
             kept = start.replace("tokens", "min(tokens, window)")
             sizes["window"] = attention.window
         formula = f"layers * {kept}{values} * value_bytes"
         yield derive(
-            name, formula, unit, "", layers=count, value_bytes=DTYPE_BYTES[dtype], **sizes, **symbols
+            name, formula, unit, source, layers=count, value_bytes=DTYPE_BYTES[dtype], **sizes, **symbols
         )
 
 

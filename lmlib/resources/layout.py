@@ -20,6 +20,7 @@ from typing import Any
 from lmlib.resources.ledger import Ledger, derive
 from lmlib.resources.model import MLP, Layer, Model, MoE
 from lmlib.resources.parameters import BUFFER, WHOLE, Weight, layer_weights
+from lmlib.resources.sources import STATES, ZERO
 from lmlib.resources.units import ArgumentError, Number, check_bool, check_choice, check_integer
 
 LARGEST_GROUP = 2**16
@@ -329,7 +330,7 @@ class Divided:
                     name,
                     "(dense + experts) * width",
                     "bytes",
-                    "arXiv:1910.02054, section 5" if cut else "",
+                    ZERO if cut else STATES,
                     dense=own,
                     experts=own_experts,
                     width=width,

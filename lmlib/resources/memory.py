@@ -24,8 +24,11 @@ from lmlib.resources.optimizer import Optimizer, trained_tensors
 from lmlib.resources.parameters import buffers, parameters
 from lmlib.resources.profile import Profile
 from lmlib.resources.segments import GRANULE, Played, Segment, segments
+from lmlib.resources.sources import ALLOCATOR, OPTIMIZER, REFERENCE, STATES, WEIGHTS
 from lmlib.resources.tape import Moment
 from lmlib.resources.units import ArgumentError, check_bool, check_integer
+
+_CUBLAS = "PyTorch, aten/src/ATen/cuda/CUDABlas.cpp"
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,9 @@ def _step(
 def surroundings(model: Model, profile: Profile, batch_size: int, context_length: int) -> list[Term]:
     """What is there beside parameters and their like: the batch, buffers, tables, masks, workspaces."""
     tokens = batch_size * context_length
-    terms = [derive("batch: input and target ids", "2 * 8 * tokens", "bytes", tokens=tokens)]
+    terms = [derive("batch: input and target ids", "2 * 8 * tokens", "bytes", REFERENCE, tokens=tokens)]
     if buffers(model).total:
-        terms.append(derive("buffers", "4 * values", "bytes", values=buffers(model).total))
+        terms.append(derive("buffers", "4 * values", "bytes", WEIGHTS, values=buffers(model).total))
     attention = model.layers[0].attention
     if not model.learned_positions:
         width = attention.head_dim if isinstance(attention, Attention) else attention.rope_head_dim
@@ -157,6 +160,7 @@ def surroundings(model: Model, profile: Profile, batch_size: int, context_length
                 "rotary cosines and sines",
                 "2 * context_length * head_dim * width",
                 "bytes",
+                REFERENCE,
                 context_length=context_length,
                 head_dim=width,
                 width=profile.compute_bytes,
@@ -164,10 +168,10 @@ def surroundings(model: Model, profile: Profile, batch_size: int, context_length
         )
     if profile.attention == "eager":
         length = context_length
-        terms.append(derive("causal mask", "context_length**2", "bytes", context_length=length))
+        terms.append(derive("causal mask", "context_length**2", "bytes", REFERENCE, context_length=length))
     if profile.device == "cuda" and profile.workspace_bytes:
         size = profile.workspace_bytes
-        terms.append(derive("cuBLAS workspaces", "workspaces", "bytes", workspaces=size))
+        terms.append(derive("cuBLAS workspaces", "workspaces", "bytes", _CUBLAS, workspaces=size))
     return terms
 
 
@@ -233,6 +237,7 @@ class _Step:
             "parameters",
             "ceil(parameters * width / ranks)",
             "bytes",
+            STATES,
             parameters=parameters(self.model).total,
             width=self.profile.parameter_bytes,
             ranks=self.shards.parameters,
@@ -243,6 +248,7 @@ class _Step:
             "gradients",
             "ceil(parameters * width / ranks)",
             "bytes",
+            STATES,
             parameters=parameters(self.model).total,
             width=self.optimizer.gradient_bytes(self.profile.parameter_bytes),
             ranks=self.shards.gradients,
@@ -263,6 +269,7 @@ class _Step:
                     name,
                     "ceil(parameters * width / ranks)",
                     "bytes",
+                    STATES,
                     parameters=size,
                     width=width,
                     ranks=self.shards.optimizer,
@@ -278,7 +285,7 @@ class _Step:
         if on_host:
             return []
         tensors = sum(each.count for each in self.trained)
-        return [derive("step counters", "4 * tensors", "bytes", tensors=tensors)]
+        return [derive("step counters", "4 * tensors", "bytes", OPTIMIZER, tensors=tensors)]
 
     def _rounding(self, entries: list[Term]) -> list[Term]:
         """What the allocator adds to parameters and states, tensor by tensor."""
@@ -290,7 +297,7 @@ class _Step:
         if self.optimizer.keeps_gradients:
             width = self.optimizer.gradient_bytes(self.profile.parameter_bytes)
             extra += self._excess(width, self.shards.gradients)
-        return [derive("rounding of allocations to 512 bytes", "extra", "bytes", extra=extra)]
+        return [derive("rounding of allocations to 512 bytes", "extra", "bytes", ALLOCATOR, extra=extra)]
 
     def _excess(self, width: int, ranks: int) -> int:
         sizes = [(ceil(Fraction(each.size * width, ranks)), each.count) for each in self.trained]
@@ -409,26 +416,31 @@ class _Step:
         if mark is None:
             entries += self._states() if self.first_step else []
             if self.optimizer.scratch(self.trained, self.profile.parameter_bytes):
-                entries.append(derive("scratch of the update", "scratch", "bytes", scratch=self._scratch()))
+                scratch = self._scratch()
+                entries.append(
+                    derive("scratch of the update", "scratch", "bytes", OPTIMIZER, scratch=scratch)
+                )
             entries += [*self._gradients(stored), *self._logits()]
         else:
             entries += self._around(row, mark)
         known = sum(entry.value for entry in entries)
         rest = row.peak - known
         if rest:
-            entries.append(derive("rounding of shares and allocations", "rest", "bytes", rest=rest))
+            entries.append(
+                derive("rounding of shares and allocations", "rest", "bytes", ALLOCATOR, rest=rest)
+            )
         return Ledger("alive at the peak", "bytes", tuple(entries))
 
     def _logits(self) -> list[Term]:
         """The loss, and the logits if the profile says so, to which Python still refers."""
-        return [derive("loss and logits that Python holds", "held", "bytes", held=self.held)]
+        return [derive("loss and logits that Python holds", "held", "bytes", REFERENCE, held=self.held)]
 
     def _gradients(self, stored: int) -> list[Term]:
         if not stored:
             return []
         ranks = self.shards.gradients
         formula = "ceil(bytes_so_far / ranks)"
-        return [derive("gradients so far", formula, "bytes", bytes_so_far=stored, ranks=ranks)]
+        return [derive("gradients so far", formula, "bytes", STATES, bytes_so_far=stored, ranks=ranks)]
 
     def _around(self, row: Row, mark: tuple[int, int, int, int]) -> list[Term | Ledger]:
         """Saved activations of the other segments, gradients, and what the running one holds."""

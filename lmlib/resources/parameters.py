@@ -12,9 +12,11 @@ from functools import cached_property, lru_cache
 
 from lmlib.resources.ledger import Ledger, Term, derive, evaluate
 from lmlib.resources.model import MLP, Attention, LatentAttention, Layer, Model, MoE, describe
+from lmlib.resources.sources import WEIGHTS
 from lmlib.resources.units import ArgumentError, check_integer
 
 MATMUL, BIAS, NORM, SINK, BUFFER = "matmul", "bias", "norm", "sink", "buffer"
+_PREDICTION = "arXiv:2412.19437, section 2.2"
 WHOLE, COLUMN, ROW = "whole", "column", "row"
 
 
@@ -207,6 +209,7 @@ def embedding(model: Model) -> Term:
         "embedding",
         "vocab_size * d_model",
         "parameters",
+        WEIGHTS,
         vocab_size=model.padded_vocab_size,
         d_model=model.d_model,
     )
@@ -218,6 +221,7 @@ def _positions(model: Model) -> Iterator[Term]:
             "positions",
             "learned_positions * d_model",
             "parameters",
+            WEIGHTS,
             learned_positions=model.learned_positions,
             d_model=model.d_model,
         )
@@ -225,12 +229,12 @@ def _positions(model: Model) -> Iterator[Term]:
 
 def _final_norm(model: Model) -> Term:
     formula = "2 * d_model" if model.norm == "layernorm" else "d_model"
-    return derive("final norm", formula, "parameters", d_model=model.d_model)
+    return derive("final norm", formula, "parameters", WEIGHTS, d_model=model.d_model)
 
 
 def _head_bias(model: Model) -> Iterator[Term]:
     if model.head_bias:
-        yield derive("head bias", "vocab_size", "parameters", vocab_size=model.padded_vocab_size)
+        yield derive("head bias", "vocab_size", "parameters", WEIGHTS, vocab_size=model.padded_vocab_size)
 
 
 def _head(model: Model) -> Iterator[Term]:
@@ -239,6 +243,7 @@ def _head(model: Model) -> Iterator[Term]:
             "head",
             "d_model * vocab_size",
             "parameters",
+            WEIGHTS,
             d_model=model.d_model,
             vocab_size=model.padded_vocab_size,
         )
@@ -259,7 +264,7 @@ def _layers(model: Model, active: bool, buffers: bool = False) -> Iterator[Ledge
 
 
 def _derive(name: str, formula: str, symbols: dict[str, int], layers: int = 1) -> Term:
-    return derive(name, formula, "parameters", "", layers=layers, **symbols)
+    return derive(name, formula, "parameters", WEIGHTS, layers=layers, **symbols)
 
 
 @lru_cache(maxsize=64)
@@ -331,8 +336,12 @@ def multi_token_prediction(model: Model, *, projection: bool, active_only: bool)
         for weight in layer_weights(model, model.layers[-1])
     ]
     if projection:
-        terms.append(derive("eh_proj", "2 * d_model * d_model", "parameters", d_model=model.d_model))
-        terms.append(derive("input and output norms", "3 * d_model", "parameters", d_model=model.d_model))
+        terms.append(
+            derive("eh_proj", "2 * d_model * d_model", "parameters", _PREDICTION, d_model=model.d_model)
+        )
+        terms.append(
+            derive("input and output norms", "3 * d_model", "parameters", _PREDICTION, d_model=model.d_model)
+        )
     return Ledger("multi-token prediction", "parameters", tuple(terms))
 
 

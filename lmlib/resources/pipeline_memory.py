@@ -28,10 +28,9 @@ from lmlib.resources.optimizer import Optimizer, Trained, trained_tensors
 from lmlib.resources.parameters import BUFFER, MATMUL, layer_weights
 from lmlib.resources.profile import Profile
 from lmlib.resources.segments import GRANULE, Played, Segment, segments
+from lmlib.resources.sources import OPTIMIZER, PIPELINE, REFERENCE, STATES, ZERO
 from lmlib.resources.tape import Checkpoint, Op, Parameter, Step
 from lmlib.resources.units import ArgumentError
-
-SOURCE = "arXiv:2104.04473, section 2.2"
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,7 @@ def _update(divided: Divided, profile: Profile, optimizer: Optimizer) -> Term:
         "scratch of the update",
         "ceil(scratch / ranks)",
         "bytes",
+        OPTIMIZER,
         scratch=optimizer.scratch(trained_tensors(divided.model), profile.parameter_bytes),
         ranks=layout.tp * (layout.replicas if layout.zero else 1),
     )
@@ -119,7 +119,9 @@ class _Most:
 
     def term(self, tp: int) -> Term:
         """What runs."""
-        return derive(f"running: {self.at}", "ceil(alive / tp)", "bytes", alive=self.running, tp=tp)
+        return derive(
+            f"running: {self.at}", "ceil(alive / tp)", "bytes", REFERENCE, alive=self.running, tp=tp
+        )
 
 
 def _kept(most: _Most, layout: Layout) -> Term:
@@ -132,7 +134,7 @@ def _kept(most: _Most, layout: Layout) -> Term:
         symbols |= {f"kept{mark}": size, f"in_flight{mark}": times}
     whole = parts[0] if len(parts) == 1 else f"({' + '.join(parts)})"
     name = "kept activations of micro-batches in flight"
-    return derive(name, f"ceil({whole} / tp)", "bytes", SOURCE, **symbols, tp=layout.tp)
+    return derive(name, f"ceil({whole} / tp)", "bytes", PIPELINE, **symbols, tp=layout.tp)
 
 
 def _most(divided: Divided, stage: int, played: tuple[Played, ...]) -> _Most:
@@ -279,7 +281,7 @@ def _states(divided: Divided, place: Rank, profile: Profile, optimizer: Optimize
             name,
             "ceil(dense * width / ranks) + ceil(experts * width / expert_ranks)",
             "bytes",
-            "arXiv:1910.02054, section 5" if cut else "",
+            ZERO if cut else STATES,
             dense=ceil(values["dense"]),
             experts=ceil(values["experts"]),
             width=each,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import exp, log
 
 from lmlib.resources.ledger import Term, derive
+from lmlib.resources.sources import DEFINITION, SIX_N_D
 from lmlib.resources.units import ArgumentError, Number, check_choice, check_number
 
 PF_DAY = 8.64e19  # FLOPs: 10^15 a second for a day
@@ -118,8 +119,10 @@ def _finish(
     law: str, title: str, parameters: Term, flops: float, loss: Law | None, counts: str, source: str
 ) -> Plan:
     n = parameters.value
-    tokens = derive("tokens", "flops / (6 * parameters)", "tokens", flops=flops, parameters=n)
-    ratio = derive("tokens per parameter", "tokens / parameters", "ratio", tokens=tokens.value, parameters=n)
+    tokens = derive("tokens", "flops / (6 * parameters)", "tokens", SIX_N_D, flops=flops, parameters=n)
+    ratio = derive(
+        "tokens per parameter", "tokens / parameters", "ratio", DEFINITION, tokens=tokens.value, parameters=n
+    )
     return Plan(
         law, title, parameters, tokens, ratio, loss.loss(n, tokens.value) if loss else None, counts, source
     )

@@ -1,0 +1,23 @@
+"""Where formulas come from that more than one module uses; what is not here is named beside its formula."""
+
+DEFINITION = "by definition"
+GIVEN = "as given"
+# Sizes of weights: equal to those of the model's class in Hugging Face transformers, to the unit.
+WEIGHTS = "shape of the weight in Hugging Face transformers"
+# FLOPs: equal to those that PyTorch counts, to the unit.
+PRODUCTS = "torch.utils.flop_counter: 2 m k n for a product"
+HARDWARE_FLOPS = "arXiv:2205.05198, section 5"
+MODEL_FLOPS = "arXiv:2204.02311, appendix B"
+SIX_N_D = "arXiv:2001.08361, section 2.1"
+CACHE = "arXiv:2305.13245, section 2"
+LATENT_CACHE = "arXiv:2405.04434, table 1"
+STATES = "arXiv:1910.02054, section 3.1"
+ZERO = "arXiv:1910.02054, section 5"
+PIPELINE = "arXiv:2104.04473, section 2.2"
+TENSOR = "arXiv:1909.08053, section 3"
+RING = "doi:10.1177/1094342005051521"
+SERVING = "Austin et al. 2025, How to scale your model, part 7"
+ROOFLINE = "doi:10.1145/1498765.1498785"
+REFERENCE = "lmlib.book.measure.reference, its tensors counted"
+OPTIMIZER = "torch.optim, its state and scratch counted"
+ALLOCATOR = "PyTorch, c10/cuda/CUDACachingAllocator.cpp"
