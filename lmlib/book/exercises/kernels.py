@@ -108,9 +108,11 @@ any way. Carry the weighted sum of values along, rescaled by the same factors, a
 
 def _register_with_triton() -> None:
     """Register all in the chapter's order. Imported here, so that the page does not look for torch."""
-    from lmlib.book.exercises.kernels_rows import RMS_NORM, SOFTMAX
+    import kernels._runtime  # noqa: F401  before anything imports Triton: it chooses interpreter or compiler
+    from lmlib.book.exercises.kernels_attention import FLASH_BACKWARD, FLASH_TILES, FLASH_TRITON
+    from lmlib.book.exercises.kernels_rows import RMS_NORM, RMS_NORM_BACKWARD, SOFTMAX
 
-    register(MERGE, RMS_NORM, SOFTMAX)
+    register(MERGE, RMS_NORM, SOFTMAX, RMS_NORM_BACKWARD, FLASH_TILES, FLASH_BACKWARD, FLASH_TRITON)
 
 
 if find_spec("torch") and find_spec("triton"):

@@ -26,13 +26,9 @@ SECONDS = 60.0  # of a case: the interpreter is slow, and so is the first compil
 
 # Largest relative error of an answer: SLACK times that of PyTorch at the same dtype, and UNIT. Triton's
 # interpreter cuts float32 to bfloat16 instead of rounding, and has no fused multiply-add.
-SLACK = 1.25 if GPU else 2.5
-UNIT = {
-    torch.float64: 1e-12,
-    torch.float32: 2.0**-21,
-    torch.float16: 2.0 ** (-14 if GPU else -11),
-    torch.bfloat16: 2.0 ** (-11 if GPU else -8),
-}
+SLACK, INTERPRETER_SLACK = 1.25, 2.5
+UNIT = {torch.float32: 2.0**-21, torch.bfloat16: 2.0**-11}
+INTERPRETER_UNIT = {torch.float32: 2.0**-21, torch.bfloat16: 2.0**-8}
 
 Inputs = tuple[Any, ...]
 
@@ -52,13 +48,14 @@ def relative(found: Tensor, right: Tensor) -> float:
     return float((found.double() - right).norm() / right.norm().clamp_min(1e-30))
 
 
-def verdict(got: object, right: Tensor, theirs: Tensor) -> str:
+def verdict(got: object, right: Tensor, theirs: Tensor, interpreted: bool = INTERPRETED) -> str:
     """`RIGHT`, or in a few words what is wrong with a tensor.
 
     Args:
         got: the answer.
         right: what it should be, in float64.
-        theirs: PyTorch's answer at the dtype that is wanted.
+        theirs: PyTorch's answer at the dtype that is wanted, float32 or bfloat16.
+        interpreted: True allows for the interpreter's own errors.
     """
     if not isinstance(got, Tensor):
         return f"no tensor but {type(got).__name__}"
@@ -68,7 +65,8 @@ def verdict(got: object, right: Tensor, theirs: Tensor) -> str:
         return f"{got.dtype}, not {theirs.dtype}".replace("torch.", "")
     if not bool(got.isfinite().all()):
         return "not finite everywhere"
-    allowed = SLACK * relative(theirs, right) + UNIT[theirs.dtype]
+    slack, unit = (INTERPRETER_SLACK, INTERPRETER_UNIT) if interpreted else (SLACK, UNIT)
+    allowed = slack * relative(theirs, right) + unit[theirs.dtype]
     off = relative(got, right)
     return RIGHT if off <= allowed else f"off by {off:.1e}, allowed {allowed:.1e}"
 
@@ -90,6 +88,7 @@ def compared(
     results: Sequence[str],
     reference: Callable[..., Any],
     peer: Callable[..., Any],
+    interpreted: bool = INTERPRETED,
 ) -> Case:
     """A case that holds each result against the reference in float64, beside PyTorch's error.
 
@@ -99,6 +98,7 @@ def compared(
         results: what the answer's tensors are called.
         reference: gives the right ones from float64 arguments.
         peer: PyTorch's way from the arguments as they are; its dtypes are those wanted.
+        interpreted: False where the answer is PyTorch, not Triton, and so is held to PyTorch's own error.
     """
 
     def judged(got: Any) -> Any:
@@ -106,7 +106,8 @@ def compared(
         if len(found) != len(results):
             return f"{len(found)} results, not {len(results)}"
         right, theirs = _several(reference(*map(_wide, inputs))), _several(peer(*inputs))
-        return {each: verdict(*three) for each, *three in zip(results, found, right, theirs, strict=True)}
+        each = zip(results, found, right, theirs, strict=True)
+        return {name: verdict(mine, exact, torchs, interpreted) for name, mine, exact, torchs in each}
 
     expected = dict.fromkeys(results, RIGHT)
     return Case(name, make, expected, message, then=judged, call=call, seconds=SECONDS)

@@ -424,3 +424,255 @@ kernel gives each program several rows.
         Wrong(_add_rms_norm_of_torch, "in a Triton kernel"),
     ),
 )
+
+# ---- kernels/rms-norm-backward
+
+
+@triton.jit
+def norm_backward_kernel(
+    DY, X, WEIGHT, DX, PARTS, rows, columns, dy_stride, x_stride, eps, BLOCK: tl.constexpr
+):
+    column = tl.arange(0, BLOCK)
+    inside = column < columns
+    weight = tl.load(WEIGHT + column, mask=inside, other=0.0).to(tl.float32)
+    part = tl.zeros((BLOCK,), tl.float32)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        dy = tl.load(DY + row * dy_stride + column, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(X + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+        rstd = tl.rsqrt(tl.sum(x * x, 0) / columns + eps)
+        n = x * rstd
+        g = dy * weight
+        dx = (g - n * (tl.sum(g * n, 0) / columns)) * rstd
+        tl.store(DX + row * columns + column, dx.to(DX.dtype.element_ty), mask=inside)
+        part += dy * n
+    tl.store(PARTS + tl.program_id(0) * columns + column, part, mask=inside)
+
+
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, programs: int
+) -> tuple[Tensor, Tensor]:
+    rows, columns = x.shape
+    dx = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
+    parts = torch.empty((programs, columns), dtype=torch.float32, device=x.device)
+    norm_backward_kernel[(programs,)](
+        dy,
+        x,
+        weight,
+        dx,
+        parts,
+        rows,
+        columns,
+        dy.stride(0),
+        x.stride(0),
+        eps,
+        BLOCK=triton.next_power_of_2(columns),
+        num_warps=8,
+    )
+    return dx, parts.sum(0).to(weight.dtype)
+
+
+def _backward_of_torch(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, programs: int
+) -> tuple[Tensor, Tensor]:
+    leaves = [each.detach().requires_grad_() for each in (x, weight)]
+    y = F.rms_norm(leaves[0], x.shape[-1:], leaves[1], eps)
+    dx, dweight = torch.autograd.grad(y, leaves, dy)
+    return dx, dweight
+
+
+def _backward_slip(name: str, old: str, new: str) -> Any:
+    return slip(name, old, new, rms_norm_backward, norm_backward_kernel)
+
+
+def _backward_case(name: str, make: Any, message: str, call: str) -> Case:
+    return compared(
+        name,
+        make,
+        message,
+        call=call,
+        results=("dx", "dweight"),
+        reference=_backward_of_torch,
+        peer=_backward_of_torch,
+    )
+
+
+def _backward_inputs(rows: int, columns: int, programs: int, dtype: torch.dtype = torch.float32) -> Inputs:
+    dy, x = (draw(rows, columns, seed=seed, dtype=dtype) for seed in (0, 1))
+    return dy, x, draw(columns, seed=2, dtype=dtype), 1e-6, programs
+
+
+def _backward_bounds(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, programs: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    read, written, parts = bytes_of(dy, x), bytes_of(x), 4 * programs * x.shape[1]
+    # The weight once for each program or row; parts added in PyTorch or in a kernel.
+    most = read + len(x) * bytes_of(weight) + parts
+    return (read + bytes_of(weight), most), (written + parts, written + parts + bytes_of(weight))
+
+
+def _twice(function: Any) -> Any:
+    def called(*arguments: Any) -> bool:
+        first = function(*arguments)
+        again = [function(*arguments) for _ in range(5)]
+        return all(torch.equal(a, b) for each in again for a, b in zip(first, each, strict=True))
+
+    return called
+
+
+RMS_NORM_BACKWARD = Exercise(
+    name="kernels/rms-norm-backward",
+    title="RMSNorm backward, both gradients in one pass",
+    task="""
+Write `rms_norm_backward(dy, x, weight, eps, programs)` in Triton. For y = RMSNorm(x) · weight and the
+upstream gradient `dy` (R, D) it returns the pair (dx, dweight). Nothing was saved in the forward but `x`.
+Read dy and x once.
+
+The gradient of the weight adds up over rows, and rows belong to different programs. So start exactly
+`programs` programs: program p takes rows p, p + programs, p + 2 · programs, … and keeps a sum of its own,
+which it writes to row p of a float32 tensor (programs, D). Add up those rows afterwards, in a kernel or with
+PyTorch. No atomics: the result must have the same bits each time.
+
+Compute in float32. `dx` is contiguous with the dtype of `x`, and dweight has that of `weight`. Rows of dy and
+x may be slices of wider ones.
+""",
+    difficulty=3,
+    minutes=50,
+    starter="""
+import torch
+from kernels._runtime import tl, triton
+from torch import Tensor
+
+
+@triton.jit
+def norm_backward_kernel(
+    DY, X, WEIGHT, DX, PARTS, rows, columns, dy_stride, x_stride, eps, BLOCK: tl.constexpr
+):
+    column = tl.arange(0, BLOCK)
+
+
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, programs: int
+) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError
+""",
+    hints=(
+        "With r the reciprocal root of the row, n = x r and g = dy · weight, the gradient of x is "
+        "r (g − n · mean(g n)), and that of the weight is the sum over rows of dy · n.",
+        "`for row in range(tl.program_id(0), rows, tl.num_programs(0))` walks over a program's rows. "
+        "Load the weight before the loop, and start the sum there: `tl.zeros((BLOCK,), tl.float32)`.",
+        "Both means divide by D, not by BLOCK. A program that has no row writes zeros. After the kernel, "
+        "`parts.sum(0)` adds in a fixed order.",
+    ),
+    solution=rms_norm_backward,
+    parts=(norm_backward_kernel,),
+    in_page=False,
+    remark="""
+Computing r again costs arithmetic on numbers that are there anyway, and saves a tensor. As an autograd
+function: keep `x` and `weight` in `save_for_backward`, and return `(*rms_norm_backward(...), None)`. How many
+programs are best? A few for each SM: more of them write more parts, fewer leave the chip idle.
+""",
+    cases=(
+        Case(
+            "one row of two",
+            lambda: (
+                torch.tensor([[1.0, 0.0]], device=DEVICE),
+                torch.tensor([[3.0, 4.0]], device=DEVICE),
+                torch.tensor([1.0, 1.0], device=DEVICE),
+                0.0,
+                1,
+            ),
+            [[[0.1810193, -0.1357645]], [0.8485281, 0.0]],
+            "n is (0.849, 1.131) and r 0.283: dx = r (g − n · mean(g n)), dweight = dy · n.",
+            then=lambda got: [each.tolist() for each in got],
+            call="rms_norm_backward([[1, 0]], [[3, 4]], [1, 1], 0, 1)  # tensors",
+            tolerance=1e-5,
+            seconds=60.0,
+        ),
+        _backward_case(
+            "an odd number of columns",
+            lambda: _backward_inputs(1, 131, 1),
+            "Both means divide by D, not by the block's size.",
+            "rms_norm_backward(dy, x, weight, 1e-6, 1)  # x (1, 131)",
+        ),
+        _backward_case(
+            "more rows than programs",
+            lambda: _backward_inputs(11, 40, 4),
+            "A program walks over rows p, p + programs, …, and its sum grows with each.",
+            "rms_norm_backward(dy, x, weight, 1e-6, 4)  # x (11, 40)",
+        ),
+        _backward_case(
+            "more programs than rows",
+            lambda: _backward_inputs(2, 40, 5),
+            "A program without rows writes zeros: an empty tensor holds whatever was there.",
+            "rms_norm_backward(dy, x, weight, 1e-6, 5)  # x (2, 40)",
+        ),
+        _backward_case(
+            "slices of wider tensors",
+            lambda: (_sliced(6, 40), draw(6, 90, seed=1)[:, 50:], draw(40, seed=2), 1e-6, 2),
+            "dy and x have strides of their own; dx has rows D apart.",
+            "rms_norm_backward(wide[:, 3:43], wider[:, 50:], weight, 1e-6, 2)",
+        ),
+        _backward_case(
+            "bfloat16",
+            lambda: _backward_inputs(33, 100, 4, BF16),
+            "Widen after loading and keep parts in float32; dx and dweight have the dtypes of x and weight.",
+            "rms_norm_backward(dy, x, weight, 1e-6, 4)  # bfloat16",
+        ),
+        in_one_pass(
+            "bytes moved",
+            lambda: _backward_inputs(24, 128, 3),
+            "Read dy and x once, for both gradients together, and write one row of sums for each program.",
+            call="rms_norm_backward(dy, x, weight, 1e-6, 3)  # x (24, 128), float32",
+            bounds=_backward_bounds,
+        ),
+    )
+    + (
+        (
+            _backward_case(
+                "GPU: many rows, bfloat16",
+                lambda: _backward_inputs(8191, 4099, 264, BF16),
+                "Right in the small, wrong in the large: keep the sums in float32.",
+                "rms_norm_backward(dy, x, weight, 1e-6, 264)  # x (8,191, 4,099), bfloat16",
+            ),
+            Case(
+                "GPU: the same bits",
+                lambda: _backward_inputs(8191, 1024, 264),
+                True,
+                "Atomics add in the order in which programs come. Write parts, and add them in order.",
+                around=_twice,
+                call="rms_norm_backward(dy, x, weight, 1e-6, 264), six times",
+                seconds=60.0,
+            ),
+            fast(
+                "GPU: speed",
+                lambda: _backward_inputs(16_384, 4096, 528, BF16),
+                "Two reads, one write; 8 or 16 warps for a row this long (`num_warps=8`).",
+                call="rms_norm_backward(dy, x, weight, 1e-6, 528)  # x (16,384, 4,096), bfloat16",
+                share=30,
+                moved=lambda dy, x, weight, eps, programs: 3 * bytes_of(x),
+            ),
+        )
+        if GPU
+        else ()
+    ),
+    wrong=(
+        Wrong(_backward_slip("no_projection", "(g - n * (tl.sum(g * n, 0) / columns))", "g"), "mean(g n)"),
+        Wrong(
+            _backward_slip("mean_over_the_block", "g * n, 0) / columns", "g * n, 0) / BLOCK"), "divide by D"
+        ),
+        Wrong(_backward_slip("only_the_last_row", "part += dy * n", "part = dy * n"), "its sum grows"),
+        Wrong(
+            _backward_slip(
+                "a_row_a_program",
+                "range(tl.program_id(0), rows, tl.num_programs(0))",
+                "range(tl.program_id(0), tl.program_id(0) + 1)",
+            ),
+            "walks over rows",
+        ),
+        Wrong(
+            _backward_slip("one_stride_for_both", "DY + row * dy_stride", "DY + row * x_stride"),
+            "strides of their own",
+        ),
+        Wrong(_backward_of_torch, "for both gradients together"),
+    ),
+)
