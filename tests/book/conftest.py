@@ -1,9 +1,11 @@
-"""A small site of the widgets alone, so that they can be driven in a browser without building the book."""
+"""A small site of the widgets alone, driven in a browser without building the book; chapters in parts."""
 
+import copy
 import functools
 import http.server
 import math
 import random
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from lmlib.book import forms, page_files
 from lmlib.book.declare import Choice, Number, Text, Toggle, Widget, registered
@@ -25,6 +30,46 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Widgets</t
 <link rel="stylesheet" href="_static/live/live.css">
 <style>body {{ font-family: sans-serif; margin: 8px }}</style>
 <script defer src="_static/live/live.js"></script><main>{}</main></html>"""
+
+
+@pytest.fixture
+def cells_until() -> Callable[[str, str], nbformat.NotebookNode]:
+    """``cells_until(chapter, claim)``: its code cells up to the one that claims, and its last, the check."""
+
+    def shortened(chapter: str, claim: str) -> nbformat.NotebookNode:
+        notebook = nbformat.read(ROOT / "chapters" / f"{chapter}.ipynb", as_version=4)
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        made = re.compile(rf'"{claim}"')
+        names = re.compile(rf'\b(show|exercise)\("{claim}"\)')  # a widget or an exercise may bear the name
+        end = next(i for i, cell in enumerate(cells) if made.search(names.sub("", cell.source)))
+        notebook.cells = copy.deepcopy([*cells[: end + 1], cells[-1]])
+        return notebook
+
+    return shortened
+
+
+@pytest.fixture
+def run_cells(monkeypatch: pytest.MonkeyPatch) -> Callable[[nbformat.NotebookNode], None]:
+    """Runs a notebook from the book's root, as the build does."""
+    monkeypatch.setenv("LMLIB_BOOK_BUILD", "1")
+
+    def run(notebook: nbformat.NotebookNode) -> None:
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+
+    return run
+
+
+@pytest.fixture
+def fails_its_claim(
+    run_cells: Callable[[nbformat.NotebookNode], None],
+) -> Callable[[nbformat.NotebookNode, str], None]:
+    """``fails_its_claim(notebook, claim)``: the check at its end stops the run, and names the claim."""
+
+    def fails(notebook: nbformat.NotebookNode, claim: str) -> None:
+        with pytest.raises(CellExecutionError, match=rf"(?s)do(es)? not hold.*\[{claim}\]"):
+            run_cells(notebook)
+
+    return fails
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,8 @@
 """Chapter 5's claims can fail: break the idea, and the chapter's last cell says so."""
 
-import copy
+from collections.abc import Callable
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
-
-from lmlib.book import settings
 
 # What is broken: (text of the chapter, what stands there instead) or code behind the imports; the claim.
 BROKEN = {
@@ -40,25 +35,12 @@ BROKEN = {
 }
 
 
-def _broken(notebook: nbformat.NotebookNode, old: str, new: str, stop: str) -> nbformat.NotebookNode:
-    """The code cells up to the one that makes the claim `stop`, one text changed, and the chapter's check."""
-    short = copy.deepcopy(notebook)
-    cells = [cell for cell in short.cells if cell.cell_type == "code"]
-    end = next(i for i, cell in enumerate(cells) if f'"{stop}"' in cell.source)
-    changed = [cell for cell in cells[: end + 1] if old in cell.source]
-    assert len(changed) == 1, f"{old!r} stands in {len(changed)} cells"
-    changed[0].source = changed[0].source.replace(old, new)
-    short.cells = [*cells[: end + 1], cells[-1]]
-    return short
-
-
 @pytest.mark.notebook
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_idea_fails_its_claim(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LMLIB_BOOK_BUILD", "1")
+def test_a_broken_idea_fails_its_claim(case: str, cells_until: Callable, fails_its_claim: Callable) -> None:
     old, new, claim = BROKEN[case]
-    chapter = nbformat.read(settings.root() / "chapters/05_kernels.ipynb", as_version=4)
-    notebook = _broken(chapter, old, new, claim)
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(settings.root())}})
-    with pytest.raises(CellExecutionError, match=rf"does not hold.*\[{claim}\]"):
-        client.execute()
+    notebook = cells_until("05_kernels", claim)
+    changed = [cell for cell in notebook.cells if old in cell.source]
+    assert len(changed) == 1, f"{old!r} stands in {len(changed)} cells"
+    changed[0].source = changed[0].source.replace(old, new)
+    fails_its_claim(notebook, claim)
