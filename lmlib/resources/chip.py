@@ -3,7 +3,9 @@
 - Sizes are those of the product that is sold, not of the full die.
 - Shared memory and L1 cache are one memory of each SM; ``shared_per_sm`` is the most that a kernel may take
   as shared memory, ``l1_per_sm`` the whole.
-- Latencies are measured, in cycles, by pointer chasing: makers publish none, and other methods give others.
+- Latencies are measured, in cycles, by pointer chasing: makers publish none. L1, L2 and main memory are of
+  one program on all chips, so that they compare; shared memory is of others. Other programs give other
+  figures: main memory of an H100 answers after 700 cycles by one, after 834 by another.
 """
 
 from collections.abc import Mapping
@@ -13,12 +15,12 @@ from lmlib.resources.hardware import DEVICES, Device
 from lmlib.resources.ledger import Term, derive
 from lmlib.resources.units import KIB, MIB, ArgumentError
 
-_BOOK = "How to scale your model, part 12 (jax-ml/scaling-book)"
-_WHITE = "NVIDIA white papers' tables of compute capability, in transcriptions"
-_LUO = (
-    "Luo et al. 2024, arXiv:2402.13499 (A100 and H100 PCIe, RTX 4090); read were its title and abstract, "
-    "the cycles are from memory"
-)
+_BOOK = "How to scale your model, part 12 [scalingbook]"
+_DEWING = "measured by Dewing, AI_kernels/latency [dewing]"
+_MT4G_H100 = "reported by CUDA, in MT4G's sample of an H100 [mt4g]"
+_MT4G_A100 = "reported by CUDA, in MT4G's sample of an A100 [mt4g]"
+_ADA = "NVIDIA's guide to tuning for Ada, as quoted [adatuning]"
+_CUDA = "reported by CUDA on a B200 [torchao4002]"
 LEVELS = ("l1", "shared", "l2", "global")
 
 
@@ -30,8 +32,8 @@ class Chip:
         name: as in ``hardware.DEVICES``.
         registers_per_sm: 32-bit registers. warps_per_sm: the most that are resident.
         tensor_memory_per_sm: memory of the tensor cores' own (Blackwell), 0 where there is none.
-        latency: empty where no measurement is known to us.
-        sources: of each figure, by its name.
+        latency: of the levels that a measurement was read of; empty where of none.
+        sources: of each figure, by its name; of a latency, ``latency`` and its level.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Chip:
             "registers",
             "sms * registers_per_sm * 4",
             "bytes",
+            self.sources["registers_per_sm"],
             sms=self.sms,
             registers_per_sm=self.registers_per_sm,
         )
@@ -68,13 +71,18 @@ class Chip:
         Raises:
             ArgumentError: where no latency is known, or no clock to turn cycles into seconds.
         """
-        if not self.latency or self.name not in CLOCKS:
-            raise ArgumentError("chip", f"no latency is known of {self.device.title}")
+        if "global" not in self.latency or self.name not in CLOCKS:
+            raise ArgumentError("chip", f"no latency or no clock is known of {self.device.title}")
+        sources = (
+            self.device.source_of("bandwidth"),
+            self.sources["latency global"],
+            CLOCK_SOURCES[self.name],
+        )
         return derive(
             "bytes in flight",
             "bandwidth * cycles / clock",
             "bytes",
-            _LUO,
+            "; ".join(sources),
             bandwidth=self.device.bandwidth,
             cycles=self.latency["global"],
             clock=CLOCKS[self.name],
@@ -82,11 +90,19 @@ class Chip:
 
 
 CLOCKS = {"a100-80gb": 1_410_000_000, "h100": 1_980_000_000, "h200": 1_980_000_000}  # the highest, Hz
+CLOCK_SOURCES = {
+    "a100-80gb": f"clock {_MT4G_A100}",
+    "h100": f"clock {_MT4G_H100}",
+    "h200": "clock assumed: as the H100, whose chip it has",
+}
 
-_SIZES = {"sms": _BOOK, "l1_per_sm": _BOOK, "l2": _BOOK, "registers_per_sm": f"{_BOOK}; {_WHITE}"}
-_CAPABILITY = {"shared_per_sm": _WHITE, "warps_per_sm": _WHITE}
-_CUDA = "what CUDA reports on a B200, pytorch/ao pull request 4002"
-_HOPPER = {"l1": 40.7, "shared": 29.0, "l2": 263.0, "global": 478.8}
+
+def _latencies(l1: float, l2: float, main: float) -> dict[str, float]:
+    return {"l1": l1, "l2": l2, "global": main}
+
+
+_CYCLES = {f"latency {level}": _DEWING for level in ("l1", "l2", "global")}
+_SIZES = {"sms": _BOOK, "l1_per_sm": _BOOK, "l2": _BOOK}
 
 _ALL = (
     Chip(
@@ -98,8 +114,13 @@ _ALL = (
         40 * MIB,
         64,
         0,
-        {"l1": 37.9, "shared": 29.0, "l2": 261.5, "global": 466.3},
-        {**_SIZES, **_CAPABILITY, "latency": _LUO},
+        {"shared": 23, **_latencies(39, 210, 550)},
+        {
+            **_SIZES,
+            **dict.fromkeys(("registers_per_sm", "shared_per_sm", "warps_per_sm"), _MT4G_A100),
+            **_CYCLES,
+            "latency shared": "measured by Abdelkhalik et al., table 4, a load, as quoted [abdelkhalik2022]",
+        },
     ),
     Chip(
         "h100",
@@ -110,8 +131,13 @@ _ALL = (
         50 * MIB,
         64,
         0,
-        _HOPPER,
-        {**_SIZES, **_CAPABILITY, "latency": _LUO},
+        {"shared": 29.9, **_latencies(40, 291, 700)},
+        {
+            **_SIZES,
+            **dict.fromkeys(("registers_per_sm", "shared_per_sm", "warps_per_sm"), _MT4G_H100),
+            **_CYCLES,
+            "latency shared": "measured by MT4G [mt4g]",
+        },
     ),
     Chip(
         "h200",
@@ -122,8 +148,14 @@ _ALL = (
         50 * MIB,
         64,
         0,
-        _HOPPER,
-        {**_SIZES, **_CAPABILITY, "latency": f"taken over from the H100: {_LUO}"},
+        {},
+        {
+            **_SIZES,
+            **dict.fromkeys(
+                ("registers_per_sm", "shared_per_sm", "warps_per_sm"),
+                f"of an H100, whose chip it has; {_MT4G_H100}",
+            ),
+        },
     ),
     Chip(
         "b200",
@@ -134,14 +166,16 @@ _ALL = (
         126 * MIB,
         64,
         256 * KIB,
-        {},
+        _latencies(40, 295, 860),
         {
-            **_SIZES,
+            "registers_per_sm": _CUDA,
             "shared_per_sm": _CUDA,
             "warps_per_sm": _CUDA,
             "sms": f"{_BOOK}; {_CUDA}",
-            "l2": f"{_BOOK}; {_CUDA}",
+            "l1_per_sm": f"{_BOOK}; {_DEWING.replace('measured', 'stated')}",
+            "l2": f"{_BOOK}; {_CUDA}: 126.5 MiB",
             "tensor_memory_per_sm": _BOOK,
+            **_CYCLES,
         },
     ),
     Chip(
@@ -153,15 +187,16 @@ _ALL = (
         72 * MIB,
         48,
         0,
-        {"l1": 43.4, "shared": 30.1, "l2": 273.0, "global": 541.5},
+        {"shared": 30.1, **_latencies(40, 296, 636)},
         {
-            "sms": "thefpsreview.com: 16,384 CUDA cores, 128 an SM",
+            "sms": "Tom's Hardware's table, as quoted at holynerdvana.blogspot.com",
             "registers_per_sm": "thefpsreview.com: 256 KB",
-            "l1_per_sm": "thefpsreview.com",
-            "shared_per_sm": "from memory of the CUDA programming guide, compute capability 8.9",
-            "l2": "from memory of the Ada white paper, appendix A",
-            "warps_per_sm": "docs.rs, oxicuda-launch: 1,536 threads",
-            "latency": _LUO,
+            "l1_per_sm": _ADA,
+            "shared_per_sm": _ADA,
+            "l2": "Tom's Hardware's table, as quoted at holynerdvana.blogspot.com; stated by Dewing [dewing]",
+            "warps_per_sm": _ADA,
+            **_CYCLES,
+            "latency shared": "measured by Luo et al., table 3, as quoted [luo2025]",
         },
     ),
 )

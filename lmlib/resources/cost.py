@@ -7,6 +7,8 @@ from lmlib.resources.ledger import Term, derive
 from lmlib.resources.timing import LARGEST_CLUSTER
 from lmlib.resources.units import ArgumentError, Number, check_integer, check_number
 
+_PUT_IN = "a price that was put in"
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -49,7 +51,9 @@ def cost(
     hours = derive(
         "device-hours", "n_devices * seconds / 3600", "GPU-hours", n_devices=n_devices, seconds=seconds
     )
-    money = derive("price", "device_hours * price", "USD", device_hours=hours.value, price=price_per_hour)
+    money = derive(
+        "price", "device_hours * price", "USD", _PUT_IN, device_hours=hours.value, price=price_per_hour
+    )
     if device.power is None:
         if price_per_kwh:
             raise ArgumentError("price_per_kwh", f"the power of {device.title} is not published")
@@ -58,11 +62,11 @@ def cost(
         "energy",
         "device_hours * watts * power_share * pue / 1000",
         "kWh",
-        device.source,
+        device.source_of("power"),
         device_hours=hours.value,
         watts=device.power,
         power_share=power_share,
         pue=pue,
     )
-    paid = derive("electricity", "energy * price", "USD", energy=energy.value, price=price_per_kwh)
+    paid = derive("electricity", "energy * price", "USD", _PUT_IN, energy=energy.value, price=price_per_kwh)
     return Cost(hours, money, energy, paid)

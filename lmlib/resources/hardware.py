@@ -5,7 +5,9 @@
 - For GeForce cards the peak is that with accumulation in fp32; with fp16 it is twice as high.
 - Interconnects are in bytes per second that one device sends, in one direction. Data sheets print both
   directions added up.
-- ``hardware_sources`` says of each figure where it was read, or that it was not.
+- Memory is what the maker prints, and a GB is 10⁹ bytes. A GPU has more: CUDA reports 85.2 GB of an H100
+  that is sold as 80. Only Google prints GiB.
+- ``Device.source_of`` says of each figure where it was read, or that it was not and is assumed.
 - A device that is not in the table has no peak: ``identify`` gives ``None``, and no MFU is better than a
   wrong one. Prices are inputs, never in the table.
 """
@@ -15,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from lmlib.resources.units import ArgumentError, Number, check_integer, check_number
+from lmlib.resources.hardware_sources import SOURCES
+from lmlib.resources.units import GIB, ArgumentError, Number, check_integer, check_number
 
 TERA = 10**12
 GIGA = 10**9
@@ -36,6 +39,7 @@ class Device:
             design of its maker; 0 where it has none.
         power: watts, the maker's limit for the board; ``None`` where unpublished.
         torch_names: what ``torch.cuda.get_device_name`` says on it.
+        sources: where each figure was read, by its name; peaks by dtype.
 
     Raises:
         ArgumentError: for a figure out of bounds.
@@ -52,6 +56,7 @@ class Device:
     network: int = 0
     power: int | None = None
     torch_names: tuple[str, ...] = field(default=())
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for dtype, flops in self.peak.items():
@@ -79,6 +84,10 @@ class Device:
     def default_dtype(self) -> str:
         """What one trains in: bf16 where there are units for it, or else fp16, or else fp32."""
         return next((dtype for dtype in ("bf16", "fp16", "fp32") if dtype in self.peak), "bf16")
+
+    def source_of(self, figure: str) -> str:
+        """Where ``figure`` was read: a dtype, for its peak, or ``bandwidth``, ``memory``, ``power``, ..."""
+        return self.sources.get(figure, self.source)
 
     def rate(self, group: int) -> int:
         """Bytes/s that one device of a group of neighbours sends: the slowest link of the ring.
@@ -125,14 +134,15 @@ def _device(
         round(network * GIGA),
         watts,
         torch_names,
+        SOURCES[name],
     )
 
 
-_V100 = "NVIDIA V100 data sheet, January 2020"
-_A100 = "NVIDIA A100 data sheet, June 2021; DGX A100: one 200 Gb/s network card a GPU"
-_H100 = "NVIDIA H100 architecture white paper, table 2; DGX H100: one 400 Gb/s network card a GPU"
+_V100 = "NVIDIA V100 data sheet; DGX-1: four 100 Gb/s network cards for 8 GPUs"
+_A100 = "NVIDIA A100 data sheet; DGX A100: one 200 Gb/s network card a GPU"
+_H100 = "NVIDIA H100 data sheet; DGX H100: one 400 Gb/s network card a GPU"
 _ADA = "NVIDIA Ada GPU architecture white paper, appendix A"
-_TPU = "Google Cloud TPU documentation, v5e, v5p and v6e pages; v4 as in How to scale your model, part 2"
+_TPU = "Google Cloud TPU documentation"
 _PEAKS_A100 = _peaks(bf16=312, fp16=312, tf32=156, fp32=19.5, int8=624)
 _PEAKS_H100 = _peaks(bf16=989.4, fp16=989.4, tf32=494.7, fp32=66.9, fp8=1978.9, int8=1978.9)
 
@@ -146,7 +156,7 @@ _ALL = (
         _V100,
         link=150,
         node=8,
-        network=12.5,
+        network=6.25,
         watts=300,
         torch_names=("Tesla V100-SXM2-32GB",),
     ),
@@ -159,7 +169,7 @@ _ALL = (
         _V100,
         link=150,
         node=8,
-        network=12.5,
+        network=6.25,
         watts=300,
         torch_names=("Tesla V100-SXM2-16GB",),
     ),
@@ -245,7 +255,7 @@ _ALL = (
         _PEAKS_H100,
         3350,
         80,
-        "as H100 with 400 GB/s NVLink: DeepSeek-V3 at ISCA 2025, arXiv:2505.09343, section 4.1",
+        "as H100, with NVLink of 400 GB/s both ways",
         link=200,
         node=8,
         network=50,
@@ -269,9 +279,9 @@ _ALL = (
         "b200",
         "B200",
         _peaks(bf16=2250, fp16=2250, tf32=1125, fp32=75, fp8=4500, int8=4500),
-        8000,
+        7700,
         180,
-        "NVIDIA DGX B200 and HGX B200 data sheets, per GPU",
+        "NVIDIA HGX B200, per GPU",
         link=900,
         node=8,
         network=50,
@@ -306,7 +316,7 @@ _ALL = (
     _device(
         "l40s",
         "L40S",
-        _peaks(bf16=362, fp16=362, tf32=183, fp32=91.6, fp8=733, int8=733),
+        _peaks(bf16=362.05, fp16=362.05, tf32=183, fp32=91.6, fp8=733, int8=733),
         864,
         48,
         "NVIDIA L40S data sheet",
@@ -369,7 +379,7 @@ _ALL = (
         _peaks(bf16=1307.4, fp16=1307.4, tf32=653.7, fp32=163.4, fp8=2614.9, int8=2614.9),
         5300,
         192,
-        "AMD Instinct MI300X data sheet; seven Infinity Fabric links of 64 GB/s each way",
+        "AMD Instinct MI300X; seven Infinity Fabric links of 64 GB/s each way",
         link=448,
         node=8,
         network=50,
@@ -381,8 +391,8 @@ _ALL = (
         "TPU v4",
         _peaks(bf16=275, int8=275),
         1200,
-        32,
-        f"{_TPU}; Jouppi et al. 2023, arXiv:2304.01433, table 4, for the power",
+        32 * GIB / GIGA,
+        _TPU,
         link=270,
         node=4096,
         network=6.25,
@@ -392,7 +402,15 @@ _ALL = (
         "tpu-v5e", "TPU v5e", _peaks(bf16=197, int8=394), 819, 16, _TPU, link=200, node=256, network=3.125
     ),
     _device(
-        "tpu-v5p", "TPU v5p", _peaks(bf16=459, int8=918), 2765, 95, _TPU, link=600, node=8960, network=6.25
+        "tpu-v5p",
+        "TPU v5p",
+        _peaks(bf16=459, int8=918),
+        2765,
+        95 * GIB / GIGA,
+        _TPU,
+        link=600,
+        node=8960,
+        network=6.25,
     ),
     _device(
         "tpu-v6e",

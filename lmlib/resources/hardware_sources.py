@@ -1,146 +1,257 @@
-"""Where each figure of the table of hardware was read.
+"""Where each figure of the tables of hardware was read.
 
-A figure is either read in its maker's own text, in a transcription of it that names it, or not at all;
-``UNREAD`` says the last openly. Figures that were read and disagree with the table have been corrected in it.
+- A source names what was read and, in brackets, its key in ``book/references.bib``; a web address stands for
+  itself. Where a maker's text was read only as others quote it, it says "as quoted".
+- ``COMPUTED`` begins a figure that follows from others by the formula behind it.
+- ``ASSUMED`` begins a figure that was read nowhere, with the reason why it is what it is. It is an input like
+  any other: put in your own.
+- Where two sources disagree, the source says so.
 """
 
 from collections.abc import Mapping
 
-FIGURES = ("peak", "bandwidth", "memory", "link", "network", "power")
-UNREAD = "not read: written from memory of the data sheet"
-NONE = "has none"
+NONE = "has none, or none is published"
+ASSUMED = "assumed: "
+COMPUTED = "computed: "
+UNREAD = f"{ASSUMED}no source was read"
+PLACES = ("bandwidth", "memory", "link", "node_size", "network", "power")  # beside the peak of each dtype
 
-_VOLTA = "NVIDIA A100 white paper's table that compares V100 and A100, in a transcription"
-_A100 = "NVIDIA A100 data sheet (1758950), in transcriptions at glennklockwood.com and upb-pc2.atlassian.net"
-_H100 = "NVIDIA H100 white paper, as transcribed at glennklockwood.com/garden/processors/h100"
-_LIGHTNING = "NVIDIA's data sheet as cited in Lightning's table of peaks (fabric/utilities/throughput.py)"
-_TITAN = "NVIDIA's product page as cited in torchtitan's table of peaks (tools/utils.py)"
-_BOOK = "How to scale your model, parts 2 and 12 (jax-ml/scaling-book)"
-_MLPERF = "system description in MLPerf inference results, v4.1 (H200) and v6.1 (GB200)"
-_BLACKWELL = "NVIDIA's Blackwell brief, as transcribed at glennklockwood.com/garden/processors/B200"
-_ADA = "NVIDIA Ada white paper v2.1, appendix A, in two transcriptions"
-_AMPERE = "NVIDIA GA102 white paper, appendix A, table 9, in a transcription"
-_RTX = "NVIDIA RTX Blackwell white paper, in transcriptions of its figures"
-_MI300X = "AMD's data sheet, in transcriptions of its figures"
-_V5P = "docs.cloud.google.com/tpu/docs/v5p"
-_V6E = "docs.cloud.google.com/tpu/docs/v6e, which compares v5e and v6e"
-_V4 = "Google's TPU v4 page, as transcribed at glennklockwood.com/garden/tpuv4"
+# What NVIDIA and AMD themselves state of the systems that they enter into MLPerf.
+_MLPERF_V100 = "NVIDIA's DGX-1 in MLPerf training v0.7 [mlperf2020]"
+_MLPERF_A100_40 = "NVIDIA's DGX A100 in MLPerf training v0.7 [mlperf2020]"
+_MLPERF_A100_80 = "NVIDIA's DGX A100 in MLPerf training v1.0 [mlperf2021]"
+_MLPERF_H200 = "NVIDIA's H200 system in MLPerf inference v4.1 [mlperf2024]"
+_MLPERF_MI300X = "AMD's MI300X system in MLPerf inference v4.1 [mlperf2024]"
+_MLPERF_B200 = "Nebius' B200 system in MLPerf inference v6.0 [mlperf2026]"
+_MLPERF_GB200 = "Crusoe's GB200 system in MLPerf inference v6.1 [mlperf2026]"
+
+_VOLTA = (
+    "NVIDIA's white paper on A100, which compares V100, as quoted [ampere]; 0.89 TB/s measured [gpubenches]"
+)
+
+# Tables in programs that name NVIDIA's data sheets and divide by two where those count sparse products.
+_COMPOSER = "NVIDIA's data sheet, as quoted in Composer's speed monitor [composer]"
+_TORCHAO = "NVIDIA's data sheet or white paper, as quoted in torchao's table of devices [torchao]"
+_INDUCTOR = "NVIDIA's data sheet, as quoted in PyTorch's table of devices [inductor]"
+_LLMC = "NVIDIA's white paper on Ada, as quoted in llm.c's table [llmc]"
+_LOCKWOOD = "NVIDIA's data sheet, as quoted in Lockwood's notes [lockwood]"
+
+_BASEPOD = "8 cards of 400 Gb/s for 8 GPUs: NVIDIA DGX BasePOD, core components [basepod]"
+_DGX1 = "4 cards of 100 Gb/s for 8 GPUs: NVIDIA's white paper on DGX-1, as quoted [dgx1]"
+_THUNDER = "thundercompute.com/blog/nvidia-a100-specs-full-guide"
+_BRIEF = "NVIDIA H100 PCIe product brief, PB-11133-001 [h100brief]"
+_H800 = "NVIDIA's data sheet on H800, dense, as quoted [h800]"
+_RESELLER = "a reseller's page on the H800, as quoted: qiangchuan.com/item/7228.html"
+_HGX = "NVIDIA's page on HGX B200, an eighth of the board, dense, as quoted at fibermall.com [hgx]"
+_TECHNICAL = "NVIDIA Blackwell Architecture Technical Brief v2.1, table 3, as quoted [blackwellbrief]"
+_NVL72 = "NVIDIA's page on GB200 NVL72, a 72nd of the rack, dense, as quoted [gb200]"
+_L40S = "NVIDIA's data sheet, as quoted at mullet.se, product 355414 [l40s]"
+_GA102 = "NVIDIA's white paper on GA102, appendix A, as quoted [ga102]"
+_BLACKWELL = "NVIDIA's white paper on RTX Blackwell, appendix A, as quoted [rtxblackwell]"
+_CDNA3 = "AMD's page on MI300 [rocm]; 7 links of 128 GB/s both ways: its white paper, as quoted [cdna3]"
+_ROCM = "AMD's page on the MI300's microarchitecture [rocm]"
+_TPU = "Google's page on the chip [cloudtpu]"
+_BOOK = "How to scale your model, part 2 [scalingbook]"
+_PCIE = "half of what a slot carries both ways: 64 GB/s with PCIe 4.0 x16 [l40s]"
+_PCIE_3 = f"{COMPUTED}half of PCIe 4.0, for the card's PCIe 3.0 x16: sysrqmts.com"
+_PCIE_5 = f"{COMPUTED}twice PCIe 4.0, for the card's PCIe 5.0 x16"
+_SERVER = f"{ASSUMED}a server of eight cards"
+_CARDS = f"{ASSUMED}one network card a GPU, as in NVIDIA's systems of that year"
+_MACRUMORS = "Apple's announcement, as reported at macrumors.com [apple]"
 
 
-def _read(**where: str) -> Mapping[str, str]:
-    return {figure: where.get(figure, UNREAD) for figure in FIGURES}
+def _same(source: str, *figures: str) -> dict[str, str]:
+    return dict.fromkeys(figures, source)
 
+
+_PEAK_V100 = _same(_COMPOSER, "fp16", "fp32")
+_PEAK_A100 = {**_same(_COMPOSER, "bf16", "fp16", "tf32", "fp32"), "int8": _INDUCTOR}
+_PEAK_H100 = {**_same(_TORCHAO, "bf16", "fp16", "tf32", "fp32", "int8"), "fp8": _LOCKWOOD}
+_NO_NETWORK = {"network": NONE}
+_CARD = {"link": _PCIE, "node_size": _SERVER, **_NO_NETWORK}
+_ALONE = _same(NONE, "link", "node_size", "network", "power")
 
 SOURCES: dict[str, Mapping[str, str]] = {
-    "v100": _read(peak=_VOLTA, bandwidth=_VOLTA, memory=_VOLTA),
-    "v100-16gb": _read(peak=_VOLTA, bandwidth=_VOLTA, memory=_VOLTA),
-    "t4": _read(
-        peak=_LIGHTNING,
-        bandwidth="sysrqmts.com",
-        memory="sysrqmts.com",
-        power="sysrqmts.com",
-        network=NONE,
-    ),
-    "a100-40gb": _read(peak=_A100, bandwidth=_A100, memory=_A100, link=_A100, power=_A100),
-    "a100-80gb": _read(peak=_A100, bandwidth=_A100, memory=_A100, link=_A100, power=_A100),
-    "a100-pcie-80gb": _read(
-        peak=_LIGHTNING,
-        bandwidth="thundercompute.com, A100 specifications",
-        memory="thundercompute.com, A100 specifications",
-        link=_A100,
-        power="thundercompute.com, A100 specifications",
-    ),
-    "h100": _read(peak=_H100, bandwidth=_H100, memory=_H100, link=_H100, power=_H100, network=_MLPERF),
-    "h100-pcie": _read(
-        peak=f"{_LIGHTNING}; fp32 and tf32 from memory",
-        bandwidth="NVIDIA H100 PCIe product brief PB-11133-001, at manuals.plus",
-        memory=_H100,
-        link=_H100,
-        power="NVIDIA H100 PCIe product brief PB-11133-001, at manuals.plus",
-    ),
-    "h800": _read(peak=_H100, bandwidth=_H100, memory=_H100, power=_H100),
-    "h200": _read(
-        peak=f"{_H100}; {_TITAN}",
-        bandwidth=_BOOK,
-        memory=_MLPERF,
-        link=_MLPERF,
-        power=_MLPERF,
-        network=_MLPERF,
-    ),
-    "b200": _read(
-        peak=f"{_BLACKWELL} (bf16, fp16, fp8, int8); {_TITAN}; fp32 and tf32 from memory",
-        bandwidth=f"{_BLACKWELL}; drivers report 7.67 TB/s (pytorch/ao pull request 4002)",
-        memory="HBM of 8 GPUs of a DGX B200, 1,440 GB, in a data set of questions about it",
-        link=_BLACKWELL,
-        power=_BLACKWELL,
-    ),
-    "gb200": _read(
-        peak=f"{_BLACKWELL}; fp32 from memory",
-        bandwidth=_BLACKWELL,
-        memory=_MLPERF,
-        link=_BLACKWELL,
-        power=_BLACKWELL,
-    ),
-    "l4": _read(
-        peak="grokipedia.com, L4 and L40S (fp16, fp8, int8); store.sourcecode.com (tf32); fpsbench.com",
-        bandwidth="store.sourcecode.com",
-        memory="store.sourcecode.com",
-        link="fpsbench.com: PCIe 4.0 x16",
-        power="fpsbench.com",
-        network=NONE,
-    ),
-    "l40s": _read(
-        peak=f"{_TITAN} (bf16); store.sourcecode.com (tf32, int8); grokipedia.com (fp8, fp32)",
-        bandwidth="store.sourcecode.com",
-        memory="store.sourcecode.com",
-        link="store.sourcecode.com: PCIe 4.0 x16",
-        power="grokipedia.com, L4 and L40S",
-        network=NONE,
-    ),
-    "a10": _read(peak=f"{_LIGHTNING} (bf16, fp16, fp32); the others from memory", network=NONE),
-    "rtx-3090": _read(peak=f"{_AMPERE} (fp16, int8); the others from memory", network=NONE),
-    "rtx-4090": _read(
-        peak=f"{_ADA} (bf16, fp16, fp8, int8); the others from memory",
-        bandwidth="thefpsreview.com",
-        memory="thefpsreview.com",
-        power="thefpsreview.com",
-        network=NONE,
-    ),
-    "rtx-5090": _read(
-        peak=f"{_RTX} (bf16, fp16, fp8); the others from memory",
-        bandwidth=_RTX,
-        memory=_RTX,
-        network=NONE,
-    ),
-    "mi300x": _read(
-        peak=f"{_MI300X} (bf16, fp16, fp8, fp32); the others from memory",
-        bandwidth=_MI300X,
-        memory=_MI300X,
-        link="gpu.blog and emergentmind.com: seven links of 128 GB/s both ways, 896 together",
-        power=_MI300X,
-    ),
-    "tpu-v4": _read(peak=f"{_V4}; {_BOOK}", bandwidth=_V4, memory=_V4, link=_BOOK, network=_BOOK, power=_V4),
-    "tpu-v5e": _read(
-        peak=f"{_V6E}; {_BOOK}",
-        bandwidth=f"{_V6E}: 819 in its earlier version, 800 in a later one",
-        memory=_V6E,
-        link=_V6E,
-        network=_V6E,
-        power=NONE,
-    ),
-    "tpu-v5p": _read(
-        peak=f"{_V5P} (bf16); int8 {_BOOK}", bandwidth=_V5P, memory=_V5P, link=_V5P, network=_V5P, power=NONE
-    ),
-    "tpu-v6e": _read(
-        peak=_V6E,
-        bandwidth=f"{_V6E}: 1640 in its earlier version, 1600 in a later one",
-        memory=_V6E,
-        link=_V6E,
-        network=_V6E,
-        power=NONE,
-    ),
-    "apple-m1": _read(link=NONE, network=NONE, power=NONE),
-    "apple-m2": _read(link=NONE, network=NONE, power=NONE),
-    "apple-m1-ultra": _read(link=NONE, network=NONE, power=NONE),
-    "apple-m4-max": _read(peak=NONE, link=NONE, network=NONE, power=NONE),
+    "v100": {
+        **_PEAK_V100,
+        "bandwidth": _VOLTA,
+        "memory": "the name by which the GPU itself goes, V100-SXM2-32GB",
+        "link": f"{_MLPERF_V100}, both directions added",
+        "node_size": _MLPERF_V100,
+        "network": _DGX1,
+        "power": _MLPERF_V100,
+    },
+    "v100-16gb": {
+        **_PEAK_V100,
+        "bandwidth": _VOLTA,
+        "memory": _MLPERF_V100,
+        "link": f"{_MLPERF_V100}, both directions added",
+        "node_size": _MLPERF_V100,
+        "network": _DGX1,
+        "power": _MLPERF_V100,
+    },
+    "t4": {
+        **_same(_COMPOSER, "fp16", "fp32", "int8"),
+        **_same("sysrqmts.com, Tesla T4", "bandwidth", "memory", "power"),
+        "link": _PCIE_3,
+        "node_size": NONE,
+        "network": NONE,
+    },
+    "a100-40gb": {
+        **_PEAK_A100,
+        "bandwidth": _LOCKWOOD,
+        **_same(_MLPERF_A100_40, "memory", "node_size", "network", "power"),
+        "link": f"{_MLPERF_A100_40}, both directions added",
+    },
+    "a100-80gb": {
+        **_PEAK_A100,
+        "bandwidth": _INDUCTOR,
+        **_same(_MLPERF_A100_80, "memory", "node_size", "network", "power"),
+        "link": f"{_MLPERF_A100_80}, both directions added",
+    },
+    "a100-pcie-80gb": {
+        **_PEAK_A100,
+        **_same(_THUNDER, "bandwidth", "memory", "power"),
+        "link": _LOCKWOOD,
+        "node_size": _SERVER,
+        "network": _CARDS,
+    },
+    "h100": {
+        **_PEAK_H100,
+        "bandwidth": _INDUCTOR,
+        "memory": f"{_INDUCTOR}; CUDA reports 85.2 GB [mt4g]",
+        "link": f"{_LOCKWOOD}, both directions added",
+        "node_size": _BASEPOD,
+        "network": _BASEPOD,
+        "power": _LOCKWOOD,
+    },
+    "h100-pcie": {
+        **_same(_TORCHAO, "bf16", "fp16", "tf32", "fp32", "int8"),
+        "fp8": _COMPOSER,
+        **_same(_BRIEF, "bandwidth", "power"),
+        "memory": f"{ASSUMED}as the H100 SXM",
+        "link": f"{_LOCKWOOD}, both directions added",
+        "node_size": _SERVER,
+        "network": _CARDS,
+    },
+    "h800": {
+        **_same(_H800, "bf16", "fp16", "fp32", "fp8", "int8"),
+        **_same(_RESELLER, "tf32", "bandwidth", "memory", "power"),
+        "link": f"{_H800}: 400 GB/s, both directions added",
+        "node_size": f"{ASSUMED}as NVIDIA's DGX H100",
+        "network": f"{ASSUMED}as NVIDIA's DGX H100",
+    },
+    "h200": {
+        **_same(_COMPOSER, "bf16", "fp16", "tf32", "fp32", "fp8", "int8"),
+        "bandwidth": "How to scale your model, part 12 [scalingbook]",
+        **_same(_MLPERF_H200, "memory", "node_size", "power"),
+        "link": f"{_MLPERF_H200}, both directions added",
+        "network": _BASEPOD,
+    },
+    "b200": {
+        **_same(_HGX, "bf16", "fp16", "tf32", "fp32", "fp8", "int8"),
+        "bandwidth": f"{_TECHNICAL}; drivers give 7.67 [torchao4002], its page on DGX B200 8",
+        "memory": _MLPERF_B200,
+        "link": f"{_MLPERF_B200}: 14.4 TB/s for 8 GPUs, both directions added",
+        "node_size": _MLPERF_B200,
+        "network": _BASEPOD,
+        "power": _MLPERF_B200,
+    },
+    "gb200": {
+        **_same(_NVL72, "bf16", "fp16", "tf32", "fp32", "fp8", "int8", "bandwidth", "node_size"),
+        "memory": _MLPERF_GB200,
+        "link": f"{_NVL72}, both directions added",
+        "network": f"4 cards of ConnectX-7 for 4 GPUs: {_MLPERF_GB200}",
+        "power": _LOCKWOOD,
+    },
+    "l4": {
+        **_same(_TORCHAO, "bf16", "fp16", "tf32", "fp32"),
+        **_same(f"{_INDUCTOR}: half of 485, which is with sparsity", "fp8", "int8"),
+        **_same("store.sourcecode.com, L4", "bandwidth", "memory"),
+        "power": "Grokipedia, L4 and L40S: grokipedia.com/page/NVIDIA_L4_vs_L40S",
+        **_CARD,
+    },
+    "l40s": {
+        **_same(_L40S, "bf16", "fp16", "tf32", "fp32", "fp8", "bandwidth", "memory", "power"),
+        "int8": "store.sourcecode.com, L40S",
+        **_CARD,
+    },
+    "a10": {
+        **_same(_TORCHAO, "bf16", "fp16", "tf32", "fp32", "int8"),
+        **_same("sysrqmts.com, A10 PCIe", "bandwidth", "memory"),
+        "power": "gist.github.com/kimbochen, accelerators",
+        **_CARD,
+    },
+    "rtx-3090": {
+        **_same(_GA102, "bf16", "fp16"),
+        **_same(_TORCHAO, "tf32", "fp32", "int8"),
+        **_same(
+            "Tom's Hardware's table, as quoted at holynerdvana.blogspot.com", "bandwidth", "memory", "power"
+        ),
+        **_CARD,
+    },
+    "rtx-4090": {
+        **_same(_LLMC, "bf16", "fp16", "tf32", "fp8"),
+        **_same(_TORCHAO, "fp32", "int8"),
+        **_same(
+            "Tom's Hardware's table, as quoted at holynerdvana.blogspot.com", "bandwidth", "memory", "power"
+        ),
+        **_CARD,
+    },
+    "rtx-5090": {
+        **_same(_BLACKWELL, "bf16", "fp16", "fp8"),
+        "tf32": f"{COMPUTED}half of bf16, as on the other GeForce cards",
+        "fp32": f"{COMPUTED}21,760 cores, 2 FLOPs a cycle, 2.407 GHz: elprocus.com, RTX 5090",
+        "int8": f"{COMPUTED}a quarter of the 3,352 TOPS that NVIDIA prints, in FP4 with sparsity",
+        **_same("Linux Format, May 2025, at pocketmags.com", "bandwidth", "memory", "power"),
+        "link": _PCIE_5,
+        "node_size": _SERVER,
+        **_NO_NETWORK,
+    },
+    "mi300x": {
+        **_same(_ROCM, "bf16", "fp16", "tf32", "fp32", "fp8", "int8", "bandwidth", "node_size"),
+        **_same(_MLPERF_MI300X, "memory", "power"),
+        "link": _CDNA3,
+        "network": "400 Gb/s a GPU: Microsoft Azure's machines ND MI300X v5 [azurend]",
+    },
+    "tpu-v4": {
+        **_same(_TPU, "bf16", "int8", "bandwidth", "memory", "node_size"),
+        "power": f"{_TPU}: the largest that was measured",
+        **_same(_BOOK, "link", "network"),
+    },
+    "tpu-v5e": {
+        **_same(_TPU, "bf16", "int8", "memory", "node_size", "network"),
+        "bandwidth": f"{_TPU}: 819 in an earlier version, 800 in a later one",
+        "link": f"{_TPU}, both directions added",
+        "power": NONE,
+    },
+    "tpu-v5p": {
+        **_same(_TPU, "bf16", "bandwidth", "memory", "node_size", "network"),
+        "int8": _BOOK,
+        "link": f"{_TPU}, both directions added",
+        "power": NONE,
+    },
+    "tpu-v6e": {
+        **_same(_TPU, "bf16", "int8", "memory", "node_size", "network"),
+        "bandwidth": f"{_TPU}: 1640 in an earlier version, 1600 in a later one",
+        "link": f"{_TPU}, both directions added",
+        "power": NONE,
+    },
+    "apple-m1": {
+        "fp32": _MACRUMORS,
+        "bandwidth": f"{COMPUTED}128 bits of LPDDR4X at 4.266 GT/s",
+        "memory": UNREAD,
+        **_ALONE,
+    },
+    "apple-m2": {
+        "fp32": f"{COMPUTED}10 cores of 128 lanes, 2 FLOPs a cycle, 1.398 GHz: waredb.com, as quoted",
+        **_same(_MACRUMORS, "bandwidth", "memory"),
+        **_ALONE,
+    },
+    "apple-m1-ultra": {
+        "fp32": f"{COMPUTED}64 cores of 128 lanes, 2 FLOPs a cycle, 1.296 GHz: waredb.com, as quoted",
+        **_same(_MACRUMORS, "bandwidth", "memory"),
+        **_ALONE,
+    },
+    "apple-m4-max": {**_same(_MACRUMORS, "bandwidth", "memory"), **_ALONE},
 }

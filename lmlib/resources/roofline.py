@@ -191,18 +191,18 @@ def roofline(operation: Operation, device: Device) -> Roof:
         ArgumentError: if the device has no published peak for the operation's dtype.
     """
     peak, bandwidth = device.peak_of(operation.dtype), device.bandwidth
-    compute = derive(
-        "arithmetic", "flops / peak", "seconds", device.source, flops=operation.flops.total, peak=peak
-    )
+    of_peak, of_bandwidth = device.source_of(operation.dtype), device.source_of("bandwidth")
+    compute = derive("arithmetic", "flops / peak", "seconds", of_peak, flops=operation.flops.total, peak=peak)
     memory = derive(
         "memory",
         "bytes / bandwidth",
         "seconds",
-        device.source,
+        of_bandwidth,
         bytes=operation.moved.total,
         bandwidth=bandwidth,
     )
-    ridge = derive("ridge", "peak / bandwidth", "FLOPs/byte", device.source, peak=peak, bandwidth=bandwidth)
+    both = "; ".join(dict.fromkeys((of_peak, of_bandwidth)))
+    ridge = derive("ridge", "peak / bandwidth", "FLOPs/byte", both, peak=peak, bandwidth=bandwidth)
     bound = "arithmetic" if compute.value >= memory.value else "memory"
     seconds = derive(
         "time", "max(arithmetic, memory)", "seconds", arithmetic=compute.value, memory=memory.value

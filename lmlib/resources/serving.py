@@ -205,7 +205,7 @@ def room(
     check_choice("weight_dtype", weight_dtype, DTYPE_BYTES)
     memory = {"n_devices": n_devices, "memory": device.memory, "usable": usable}
     entries = (
-        derive("usable memory", "n_devices * memory * usable", "bytes", device.source, **memory),
+        derive("usable memory", "n_devices * memory * usable", "bytes", device.source_of("memory"), **memory),
         derive(
             "weights",
             "-parameters * value_bytes",

@@ -66,7 +66,7 @@ def utilisation(flops: Number, seconds: Number, device: Device, n_devices: int, 
         "utilisation",
         "flops / (seconds * n_devices * peak)",
         "ratio",
-        device.source,
+        device.source_of(dtype or device.default_dtype),
         flops=flops,
         seconds=seconds,
         n_devices=n_devices,
@@ -100,7 +100,7 @@ def mfu(
         f"MFU ({convention})",
         "flops_per_token * tokens_per_second / (n_devices * peak)",
         "ratio",
-        device.source,
+        device.source_of(dtype or device.default_dtype),
         flops_per_token=per_token,
         tokens_per_second=tokens_per_second,
         n_devices=n_devices,
@@ -128,7 +128,7 @@ def hfu(
         "HFU",
         "flops_per_token * tokens_per_second / (n_devices * peak)",
         "ratio",
-        device.source,
+        device.source_of(dtype or device.default_dtype),
         flops_per_token=ledger.per(length, "token").total,
         tokens_per_second=tokens_per_second,
         n_devices=n_devices,
@@ -170,7 +170,12 @@ def run_time(
     flops = sequence.per(length, symbol="length").scale(tokens, "tokens")
     rate = {"n_devices": n_devices, "peak": device.peak_of(dtype or device.default_dtype), "mfu": utilisation}
     seconds = derive(
-        "time", "flops / (n_devices * peak * mfu)", "seconds", device.source, flops=flops.total, **rate
+        "time",
+        "flops / (n_devices * peak * mfu)",
+        "seconds",
+        device.source_of(dtype or device.default_dtype),
+        flops=flops.total,
+        **rate,
     )
     return RunTime(
         flops,

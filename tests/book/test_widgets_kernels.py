@@ -58,14 +58,23 @@ def test_latency_is_larger_outward() -> None:
         assert cycles == sorted(cycles)
 
 
-def test_what_was_only_remembered_is_marked() -> None:
+def test_what_was_assumed_is_marked() -> None:
     assert not was_read("")
-    assert not was_read("Luo et al.; the cycles are from memory")
+    assert not was_read("measured by others; clock assumed: as the H100")
     assert was_read("How to scale your model, part 12")
-    sources = [each for each in _outputs(CHIP) if isinstance(each, Table)][1]
-    latencies = [row[2] for row in sources.rows if row[1] == "latency"]
-    assert latencies
-    assert all(text.startswith("not read") for text in latencies)
+    sources = {
+        chip: [each for each in _outputs(CHIP, chip=chip) if isinstance(each, Table)][1].rows
+        for chip in ("h100", "h200")
+    }
+    unread = {
+        chip: {(row[0], row[1]) for row in rows if row[2].startswith("not read")}
+        for chip, rows in sources.items()
+    }
+    assert unread == {"h100": set(), "h200": {("Shared memory", "bandwidth")}}
+    latencies = [row[2] for row in sources["h100"] if row[1] == "latency"]
+    assert len(latencies) == 4
+    assert all("[" in text for text in latencies)
+    assert not any(row[1] == "latency" for row in sources["h200"])
 
 
 def test_a_tensor_is_placed() -> None:

@@ -1,6 +1,6 @@
 """The picture of a chip: its memories from registers to HBM, their sizes, bandwidths and latencies.
 
-Every figure comes with where it was read. What was not read, only remembered, says so, and a figure that
+Every figure comes with where it was read. What was not read, but assumed, says so, and a figure that
 nobody published is left out rather than guessed.
 """
 
@@ -22,14 +22,13 @@ from lmlib.book.declare import (
     register,
 )
 from lmlib.book.quantities import readable
-from lmlib.resources.chip import CHIPS, CLOCKS, Chip
-from lmlib.resources.hardware_sources import SOURCES, UNREAD
+from lmlib.resources.chip import CHIPS, CLOCK_SOURCES, CLOCKS, Chip
+from lmlib.resources.hardware_sources import ASSUMED
 from lmlib.resources.units import MIB
 
 SECTION = "../chapters/05_kernels.html#sec-chip"
 BANKS, BANK_BYTES = 32, 4  # shared memory serves one word of each bank in a cycle
-_BANKS_SOURCE = "32 banks of 4 bytes a cycle: from memory of the CUDA programming guide; clock: the highest"
-_NOT_READ = ("from memory", UNREAD)
+_BANKS_SOURCE = "32 banks of 4 bytes a cycle: CUDA C++ Programming Guide, as quoted [cudaguide]"
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class Level:
 
 def levels(chip: Chip) -> list[Level]:
     """The memories of a chip, from the nearest to the farthest."""
-    source, device = chip.sources, SOURCES[chip.name]
-    latency, measured = chip.latency, chip.sources.get("latency", "")
+    source, device, latency = chip.sources, chip.device, chip.latency
     banks = chip.sms * BANKS * BANK_BYTES * CLOCKS[chip.name] if chip.name in CLOCKS else None
     tensor = chip.sms * chip.tensor_memory_per_sm
     found = [
@@ -74,9 +72,9 @@ def levels(chip: Chip) -> list[Level]:
             chip.sms,
             source["shared_per_sm"],
             banks,
-            _BANKS_SOURCE if banks else "",
+            f"{_BANKS_SOURCE}; {CLOCK_SOURCES[chip.name]}" if banks else "",
             latency.get("shared"),
-            measured,
+            source.get("latency shared", ""),
         ),
         Level(
             "L1 (holds shared memory)",
@@ -86,18 +84,18 @@ def levels(chip: Chip) -> list[Level]:
             None,
             "",
             latency.get("l1"),
-            measured,
+            source.get("latency l1", ""),
         ),
-        Level("L2", chip.l2, 1, source["l2"], None, "", latency.get("l2"), measured),
+        Level("L2", chip.l2, 1, source["l2"], None, "", latency.get("l2"), source.get("latency l2", "")),
         Level(
             "HBM" if chip.name != "rtx-4090" else "GDDR",
             chip.device.memory,
             1,
-            device["memory"],
+            device.source_of("memory"),
             chip.device.bandwidth,
-            device["bandwidth"],
+            device.source_of("bandwidth"),
             latency.get("global"),
-            measured,
+            source.get("latency global", ""),
         ),
     ]
     if tensor:
@@ -108,13 +106,13 @@ def levels(chip: Chip) -> list[Level]:
 
 def was_read(source: str) -> bool:
     """Whether a figure was read in the source that it names."""
-    return bool(source) and not any(words in source for words in _NOT_READ)
+    return bool(source) and ASSUMED.strip(": ") not in source
 
 
 def _with_source(source: str) -> str:
     if not source:
         return "no figure read"
-    return source if was_read(source) else f"not read: {source.removeprefix('not read: ')}"
+    return source if was_read(source) else f"not read: {source}"
 
 
 def picture(chip: str, beside: str, tensor: float) -> Sequence[Output]:
@@ -174,7 +172,7 @@ def _sizes_plot(chip: Chip, found: Sequence[Level], other: Chip) -> Plot:
 def _latency_outputs(chip: Chip, found: Sequence[Level]) -> list[Output]:
     known = [level for level in found if level.cycles is not None]
     if not known:
-        return [Note(f"No latency of {chip.device.title} is known to us: makers publish none.", "warning")]
+        return [Note(f"No measured latency of {chip.device.title} was read; makers publish none.", "warning")]
     outputs: list[Output] = [
         Plot(
             "Cycles from asking to getting",

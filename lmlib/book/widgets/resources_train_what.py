@@ -73,7 +73,7 @@ def _budget(by: str, flops: float, device: Any, n_devices: int, days: float, mfu
         "budget",
         "n_devices * days * 86400 * peak * mfu",
         "FLOPs",
-        device.source,
+        device.source_of(device.default_dtype),
         n_devices=n_devices,
         days=days,
         peak=device.peak_of(device.default_dtype),
