@@ -203,6 +203,7 @@ register(
                 10_000,
                 unit="USD",
                 integer=False,
+                help="An example: put in what you are asked to pay",
                 group=_PRICE,
             ),
             Number(
@@ -213,6 +214,7 @@ register(
                 100,
                 unit="USD/kWh",
                 integer=False,
+                help="An example: put in yours",
                 group=_PRICE,
             ),
             Number(
@@ -233,7 +235,7 @@ register(
                 1,
                 5,
                 integer=False,
-                help="What the building draws over what the devices draw",
+                help="What the building draws over what the devices draw; an example",
                 group=_PRICE,
             ),
         ),
