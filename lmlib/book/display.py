@@ -96,7 +96,8 @@ def show_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, capt
 
 def _cell(cell: object) -> str:
     numeric = isinstance(cell, Real) and not isinstance(cell, bool)
-    align = ' style="text-align:right"' if numeric else ""
+    # Once for each number of each plot: in the page the style sheet says what class n is.
+    align = (' class="n"' if building() else ' style="text-align:right"') if numeric else ""
     return f"<td{align}>{'' if cell is None else escape(number(cell))}</td>"
 
 

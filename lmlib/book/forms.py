@@ -42,6 +42,20 @@ def _answer(widget: Widget, raw: Mapping[str, object]) -> dict[str, Any]:
     }
 
 
+def fields(name: str, base: str) -> str:
+    """JSON of the fields that ``form_html`` left empty because they do not show at first: markup by name."""
+    widget = get(name)
+    texts = _default_texts(widget)
+    state = _answer(widget, texts)
+    hidden = [one for one in widget.inputs if one.name not in state["visible"]]
+    return json.dumps({one.name: _inside(one, base, texts[one.name], state) for one in hidden})
+
+
+def _default_texts(widget: Widget) -> dict[str, str]:
+    defaults = widget.defaults()
+    return {one.name: one.text(defaults[one.name]) for one in widget.inputs}
+
+
 def _understood(one: Number, raw: object, value: int | float | None) -> str:
     """``= 7,000,000,000`` beside a field that says 7B; nothing where the field already says it plainly."""
     if value is None or not isinstance(raw, str):
@@ -60,8 +74,7 @@ def form_html(widget: Widget, element_id: str = "") -> str:
     ``element_id`` tells two copies on one page apart; it is derived from the name if not given.
     """
     base = element_id or widget.name.replace("/", "-")
-    defaults = widget.defaults()
-    texts = {one.name: one.text(defaults[one.name]) for one in widget.inputs}
+    texts = _default_texts(widget)
     state = _answer(widget, texts)
     if not state["ok"]:
         raise ValueError(f"widget {widget.name!r} refuses its own defaults: {state['errors']}")
@@ -121,20 +134,26 @@ def _fieldset(group: str, fields: str) -> str:
 
 
 def _field(one: Input, base: str, text: str, state: Mapping[str, Any]) -> str:
+    """One field; empty while it does not show, because without Python in the page it cannot come to show."""
+    shows = one.name in state["visible"]
+    wide = " lm-wide" if isinstance(one, Text) else ""
+    inside = _inside(one, base, text, state) if shows else ""
+    hidden = "" if shows else " hidden"
+    return f'<div class="lm-field{wide}" data-field="{one.name}"{hidden}>{inside}</div>'
+
+
+def _inside(one: Input, base: str, text: str, state: Mapping[str, Any]) -> str:
     """Label, control, unit, help and a place for the error, tied together for screen readers."""
     key = f"{base}-{one.name}"
     described = (
         f'aria-describedby="{key}-help {key}-error"' if one.help else f'aria-describedby="{key}-error"'
     )
     attributes = f'id="{key}" name="{one.name}" {described} aria-errormessage="{key}-error"'
-    hidden = "" if one.name in state["visible"] else " hidden"
     help_ = f'<p class="lm-help" id="{key}-help">{render.inline(one.help)}</p>' if one.help else ""
-    wide = " lm-wide" if isinstance(one, Text) else ""
     return (
-        f'<div class="lm-field{wide}" data-field="{one.name}"{hidden}>'
         f'<label for="{key}">{render.inline(one.label)}</label>'
         f'<div class="lm-control">{_control(one, attributes, text, state)}</div>'
-        f'{help_}<p class="lm-error" id="{key}-error" role="alert" hidden></p></div>'
+        f'{help_}<p class="lm-error" id="{key}-error" role="alert" hidden></p>'
     )
 
 

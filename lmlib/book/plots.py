@@ -175,6 +175,8 @@ def page_html(fig_dict: Mapping[str, Any]) -> str:
             f"plot {_title(fig_dict)!r} has no alternative text: make it with lmlib.book.figure(..., alt=...)"
         )
     data = [_decoded(trace) for trace in fig_dict["data"]]
+    if _decoded(layout.get("template")) == _packed_template():
+        layout["template"] = TEMPLATE  # once for the site, see `template_script`
     spec = script_json({"data": [_rounded(trace) for trace in data], "layout": _rounded(_decoded(layout))})
     height = int(layout.get("height", 420))
     return (
@@ -184,6 +186,16 @@ def page_html(fig_dict: Mapping[str, Any]) -> str:
         f'<details class="lm-plot-numbers"><summary>Numbers of this plot</summary><p>{escape(alt)}</p>'
         f"{_tables(data, layout)}</details></figure>"
     )
+
+
+def template_script() -> str:
+    """JavaScript that hands the page the template that its figures name instead of carrying it."""
+    return f"globalThis.lmTemplate = {script_json(_packed_template())};\n"
+
+
+def _packed_template() -> dict[str, Any]:
+    packed: dict[str, Any] = _decoded(pio.templates[TEMPLATE].to_plotly_json())
+    return packed
 
 
 def _title(fig_dict: Mapping[str, Any]) -> str:

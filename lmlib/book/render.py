@@ -3,10 +3,7 @@
 Standard library only: it also runs in the page.
 """
 
-import csv
 import html
-import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -84,13 +81,12 @@ def _table(table: Table) -> str:
     body = []
     for row in table.rows:
         cells = [
-            f"<td{kind}>{inline(cell) if isinstance(cell, str) else grouped(cell)}</td>"
+            f"<td{kind}>{inline(cell) if isinstance(cell, str) else _data(cell, grouped(cell))}</td>"
             for cell, kind in zip(row, mark, strict=True)
         ]
         body.append(f"<tr>{''.join(cells)}</tr>")
-    rows = [[cell if isinstance(cell, str) else exact_text(cell) for cell in row] for row in table.rows]
     return (
-        f'<figure class="lm-table">{_caption(table.caption, table.columns, rows)}'
+        f'<figure class="lm-table">{_caption(table.caption)}'
         f'<div class="lm-scroll" tabindex="0" role="region" aria-label="{html.escape(table.caption)}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div></figure>"
     )
@@ -98,21 +94,16 @@ def _table(table: Table) -> str:
 
 def _ledger(ledger: LedgerTable) -> str:
     total = sum((Fraction(term.value) for term in ledger.terms), Fraction(0))
-    columns = ["term", "formula", "numbers", "value", "unit", "source"]
-    rows = [
-        [term.name, term.formula, _numbers_text(term.numbers), exact_text(term.value), term.unit, term.source]
-        for term in ledger.terms
-    ]
     closing = ""
     if ledger.total and ledger.terms:
         unit = ledger.terms[0].unit
-        rows.append([ledger.total, "", "", exact_text(total), unit, ""])
+        whole = float(total) if any(isinstance(term.value, float) for term in ledger.terms) else total
         closing = (
             f'<div class="lm-term lm-total"><span class="lm-name">{inline(ledger.total)}</span><span></span>'
-            f'<span class="lm-amount">{html.escape(readable(total, unit))}</span></div>'
+            f'<span class="lm-amount">{_data(whole, readable(total, unit), unit)}</span></div>'
         )
     return (
-        f'<figure class="lm-ledger">{_caption(ledger.caption, columns, rows)}'
+        f'<figure class="lm-ledger">{_caption(ledger.caption)}'
         f"{''.join(_term(term, total) for term in ledger.terms)}{closing}</figure>"
     )
 
@@ -121,16 +112,24 @@ def _term(term: TermLike, total: Fraction) -> str:
     share = float(100 * Fraction(term.value) / total) if total > 0 and term.value >= 0 else 0.0
     section = getattr(term, "section", "")
     link = f' <a href="{html.escape(section)}">Where this comes from</a>' if section else ""
-    source = f"<dt>Source</dt><dd>{inline(term.source)}</dd>" if term.source else ""
+    source = f"<dt>Source</dt><dd data-is=source>{inline(term.source)}</dd>" if term.source else ""
     return (
         f'<details class="lm-term"><summary><span class="lm-name">{inline(term.name)}</span>'
         f'<span class="lm-share" style="--share:{share:.1f}%">{share:.1f} %</span>'
         f'<span class="lm-amount">{html.escape(readable(term.value, term.unit))}</span></summary>'
-        f"<dl><dt>Formula</dt><dd><code>{html.escape(term.formula)}</code></dd>"
-        f"<dt>Numbers put in</dt><dd><code>{html.escape(_numbers_text(term.numbers))}</code></dd>"
-        f"<dt>Exactly</dt><dd>{grouped(term.value)} {html.escape(term.unit)}</dd>"
+        f"<dl><dt>Formula</dt><dd data-is=formula><code>{html.escape(term.formula)}</code></dd>"
+        "<dt>Numbers put in</dt>"
+        f"<dd data-is=numbers><code>{html.escape(_numbers_text(term.numbers))}</code></dd>"
+        f"<dt>Exactly</dt><dd>{_data(term.value, grouped(term.value), term.unit)} "
+        f"{html.escape(term.unit)}</dd>"
         f"{source}</dl>{link}</details>"
     )
+
+
+def _data(value: Exact, text: str, unit: str = "") -> str:
+    """A number as it reads, with all its digits for whoever copies the table."""
+    of = f' data-unit="{html.escape(unit)}"' if unit else ""
+    return f'<data value="{exact_text(value)}"{of}>{html.escape(text)}</data>'
 
 
 def _numbers_text(numbers: Any) -> str:
@@ -143,34 +142,16 @@ def _plain(value: Exact | str) -> str:
     return value if isinstance(value, str) else grouped(value)
 
 
-def _caption(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Caption with buttons that copy the table; the texts stand ready, so that copying computes nothing."""
-    texts = {
-        "Markdown": _markdown(columns, rows),
-        "CSV": _csv(columns, rows),
-        "JSON": _records(columns, rows),
-    }
-    buttons = "".join(f'<button type="button" data-copy="{kind}">{kind}</button>' for kind in texts)
+_COPIES = "".join(
+    f'<button type="button" data-copy="{kind}">{kind}</button>' for kind in ("Markdown", "CSV", "JSON")
+)
+
+
+def _caption(caption: str) -> str:
+    """Caption with buttons that copy the table; the page's script reads it from the rows themselves."""
     return (
-        f'<figcaption><span>{inline(caption)}</span><span class="lm-copy">Copy {buttons}'
-        f'<script type="application/json">{script_json(texts)}</script></span></figcaption>'
+        f'<figcaption><span>{inline(caption)}</span><span class="lm-copy">Copy {_COPIES}</span></figcaption>'
     )
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    escaped = (" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) for line in lines)
-    return "".join(f"| {line} |\n" for line in escaped)
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([columns, *rows])
-    return out.getvalue()
-
-
-def _records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], ensure_ascii=False, indent=1)
 
 
 def _plot(plot: Plot) -> str:

@@ -58,6 +58,17 @@ def test_page_and_python_agree_on_a_thousand_random_entries(
     assert len(entries) // 6 < good < len(entries)
 
 
+def test_fields_that_do_not_show_at_first_come_with_python(visit: Callable[..., Any]) -> None:
+    page = visit("resources/serve", "?resources/serve.model=sizes&resources/serve.n_layers=7")
+    page.wait_for_function("document.querySelector('lm-widget [name=n_layers]')?.checkVisibility()")
+    assert page.locator("lm-widget [name=n_layers]").input_value() == "7"
+    page.locator("lm-widget [name=n_layers]").fill("x")
+    page.locator("[data-field=n_layers] .lm-error:not([hidden])").wait_for()
+    page.get_by_role("button", name="Reset", exact=True).click()
+    page.locator("[data-field=n_layers] .lm-error").wait_for(state="hidden")
+    assert page.locator("lm-widget [name=n_layers]").is_hidden()
+
+
 @pytest.mark.parametrize("what", TYPED)
 def test_every_calculator_answers_in_time_for_the_largest_model(visit: Callable[..., Any], what: str) -> None:
     page = visit(f"resources/{what}")

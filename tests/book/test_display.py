@@ -40,9 +40,11 @@ def test_json_in_a_script_cannot_leave_it():
     assert not set("<>&\u2028") & set(text)
 
 
-def test_tables_escape_and_align():
+def test_tables_escape_and_align(monkeypatch):
     assert "&lt;a&gt;" in table(("h",), [("<a>",)])
-    assert "text-align:right" in table(("h",), [(3.5,)])
+    assert '<td style="text-align:right">3.5' in table(("h",), [(3.5,)])
+    monkeypatch.setenv("LMLIB_BOOK_BUILD", "1")
+    assert '<td class="n">3.5' in table(("h",), [(3.5,)])
     assert text_table(("name", "n"), [("a", 1000), ("long", None)]) == "name  n\na     1,000\nlong"
 
 

@@ -1,5 +1,7 @@
 """Widgets and exercises in headless Chromium: clicked, typed into, compared with Python on random inputs."""
 
+import csv
+import io
 import json
 import random
 from collections.abc import Callable
@@ -126,17 +128,42 @@ def test_state_is_in_the_address(visit: Visit, live_url: str) -> None:
     again.wait_for_function("document.querySelector('.lm-pieces').innerText.includes('<')")
 
 
-def test_terms_stay_open_and_tables_copy(visit: Visit) -> None:
-    page = visit(PRICE, permissions=["clipboard-read", "clipboard-write"])
+def test_terms_stay_open(visit: Visit) -> None:
+    page = visit(PRICE)
     page.locator(".lm-term > summary").last.click()
     settled(page, lambda: field(page, "vocab_size").fill("20000"))
     opened = page.locator(".lm-term[open]")
     assert "2 · d_model · vocab_size" in opened.inner_text()
     assert "vocab_size = 20,000" in opened.inner_text()
-    page.locator(".lm-ledger [data-copy=CSV]").click()
-    page.get_by_role("button", name="Copied").wait_for()
-    copied = page.evaluate("navigator.clipboard.readText()")
-    assert f",{2 * 768 * 20_000},FLOPs," in copied
+
+
+def test_tables_copy_with_every_digit_in_three_formats(visit: Visit) -> None:
+    page = visit(PRICE, permissions=["clipboard-read", "clipboard-write"])
+    settled(page, lambda: field(page, "vocab_size").fill("20000"))
+    outputs = get(PRICE).run({"vocab_size": "20000", "model": "custom"})["outputs"]
+    kinds = {"table": ".lm-table", "ledgertable": ".lm-ledger"}
+    shown = [output for output in outputs if output["kind"] in kinds]
+    assert {output["kind"] for output in shown} == set(kinds)
+    for output in shown:
+        caption = page.locator("figcaption", has_text=output["caption"])
+        figure, copies = page.locator(kinds[output["kind"]], has=caption), {}
+        for written in ("Markdown", "CSV", "JSON"):
+            figure.locator(f"[data-copy={written}]").click()
+            figure.get_by_role("button", name="Copied").wait_for()
+            copies[written] = page.evaluate("navigator.clipboard.readText()")
+            figure.get_by_role("button", name=written).wait_for()
+        columns, *rows = csv.reader(io.StringIO(copies["CSV"]))
+        assert json.loads(copies["JSON"]) == [dict(zip(columns, row, strict=True)) for row in rows]
+        marked = [line[2:-2].split(" | ") for line in copies["Markdown"].splitlines()]
+        assert [marked[0], *marked[2:]] == [columns, *rows]
+        if output["kind"] == "table":
+            assert [columns, *rows] == [output["columns"], *output["rows"]]
+        else:
+            terms = output["terms"]
+            assert [row[3] for row in rows[: len(terms)]] == [term["value"] for term in terms]
+            assert [row[0] for row in rows] == [term["name"] for term in terms] + [output["total"]] * bool(
+                output["total"]
+            )
 
 
 @pytest.mark.parametrize("name", [PRICE, MERGE, VIEW])

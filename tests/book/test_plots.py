@@ -13,7 +13,7 @@ import plotly.io as pio
 import pytest
 
 from lmlib.book import plots
-from lmlib.book.plots import COLOURS, INK, figure, page_html
+from lmlib.book.plots import COLOURS, INK, figure, page_html, template_script
 
 LABELS = {
     "title": "Bytes per token",
@@ -80,6 +80,16 @@ def test_nothing_in_the_data_can_leave_the_script():
     assert markup.count("</script>") == 1
     assert "<img" not in markup
     assert json.loads(_Page(markup).scripts[0])["data"][0]["name"] == nasty
+
+
+def test_the_template_is_named_and_its_script_holds_it():
+    page = rendered(figure([{"x": [1], "y": [1]}], **LABELS))
+    assert json.loads(page.scripts[0])["layout"]["template"] == "book"
+    held = json.loads(template_script().removeprefix("globalThis.lmTemplate = ").removesuffix(";\n"))
+    assert go.layout.Template(held) == pio.templates["book"]
+    assert len(held["data"]["scatter"]) == len(COLOURS)
+    other = figure([{"x": [1], "y": [1]}], layout={"template": "plotly_white"}, **LABELS)
+    assert "layout" in json.loads(rendered(other).scripts[0])["layout"]["template"]
 
 
 def test_arrays_become_plain_numbers_and_gaps_stay_gaps():

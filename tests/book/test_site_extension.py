@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from docutils import nodes
+from pygments.formatters import HtmlFormatter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,5 +153,22 @@ def test_style_rules_that_no_page_can_match_are_dropped(lmsite: Any) -> None:
 
 
 def test_code_keeps_its_text_and_its_colours(lmsite: Any) -> None:
-    html = '<span class="n">a</span><span class="w"> </span><span class="o">+</span><span class="p">(</span>'
-    assert lmsite.weight.without_plain_spans(html) == 'a <span class="o">+</span>('
+    html = (
+        '<span class="n">a</span><span class="w"> </span><span class="o">+</span><span class="p">(</span>'
+        '<span class="sa">f</span><span class="s2">&quot;</span><span class="si">{</span>'
+        '<span class="n">b</span><span class="si">}</span><span class="s2">&quot;</span>'
+        '<span class="mi">1</span><span class="nb">len</span>'
+    )
+    assert lmsite.weight.without_plain_spans(html) == (
+        'a +(<span class="s">f&quot;{</span>b<span class="s">}&quot;</span><span class="m">1</span>'
+        '<span class="nb">len</span>'
+    )
+
+
+@pytest.mark.parametrize("style", ["pygments_light_style", "pygments_dark_style"])
+def test_parts_of_code_that_are_joined_have_one_colour(lmsite: Any, style: str) -> None:
+    rules = HtmlFormatter(style=lmsite.page.THEME_OPTIONS[style]).get_style_defs("")
+    colours = dict(re.findall(r"^\.(\w+) \{ (.*?) \}", rules, re.MULTILINE))
+    for whole, parts in lmsite.weight.PIECES.items():
+        assert {colours[part] for part in (whole, *parts.split("|"))} == {colours[whole]}
+    assert colours["n"] == colours["p"] == colours["w"]

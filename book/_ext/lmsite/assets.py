@@ -2,7 +2,8 @@
 
 npm packages (pinned by `book/package-lock.json`, whose hashes npm checks) give Pyodide and the fonts, those
 of formulas among them. plotly.js comes out of the installed Python package, so that it matches what made the
-figures. The sources of lmlib that run in the page come as one archive. The theme's own style sheet is copied
+figures, and the template of those figures stands in a script of its own. The sources of lmlib that run in
+the page come as one archive. The theme's own style sheet is copied
 without the rules of the icon font, which the book does not use.
 """
 
@@ -15,6 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 from lmlib.book.page_files import write_archive
+from lmlib.book.plots import template_script
 
 PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "pyodide-lock.json", "python_stdlib.zip")
 MATHJAX_FONTS = "output/chtml/fonts/woff-v2"
@@ -89,16 +91,23 @@ def stage(app: Sphinx) -> None:
     target.parent.mkdir(parents=True)
     target.write_text(without_icon_font(theme.read_text(encoding="utf-8")), encoding="utf-8")
     write_archive(out / "live")
+    (out / "live" / "template.js").write_text(template_script(), encoding="utf-8")
     app.config.html_static_path.append(str(out))
 
 
 def drop_unused(app: Sphinx, error: Exception | None) -> None:
-    """Remove what was copied and no page loads: the icon font, its script, thebe, source maps."""
+    """Remove what was copied and no page loads: the icon font, scripts of the theme, thebe, source maps."""
     if error or app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
     shutil.rmtree(static / "vendor" / "fontawesome", ignore_errors=True)
-    for pattern in ("scripts/fontawesome.js*", "sphinx-thebe.*", "**/*.js.map", "**/*.css.map"):
+    for pattern in (
+        "scripts/fontawesome.js*",
+        "scripts/bootstrap.js*",
+        "sphinx-thebe.*",
+        "**/*.js.map",
+        "**/*.css.map",
+    ):
         for unused in static.glob(pattern):
             unused.unlink()
 

@@ -10,14 +10,24 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-# Names, punctuation and white space have the colour of plain code in both of the book's styles.
-PLAIN = re.compile(r'<span class="[npw]">([^<]*)</span>')
+# Names, punctuation and white space have the colour of plain code in both of the book's styles; operators
+# get it, since a colour on every dot and sign tells nothing.
+PLAIN = re.compile(r'<span class="[npwo]">([^<]*)</span>')
+# A string comes in pieces: its prefix, quotes, text and escapes, all of one colour; so do kinds of numbers.
+PIECES = {"s": "sa|s1|s2|sb|sc|se|sh|sd|si|dl", "m": "mi|mf|mh|mb|mo|il", "k": "kn|kc|kd|kr|ow"}
 SHEETS = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css", "mystnb.*.css", "proof.css")
 
 
 def without_plain_spans(body: str) -> str:
-    """The page's HTML without the marks on those parts of code that look like all the rest."""
-    return PLAIN.sub(r"\1", body)
+    """The page's HTML without the marks on those parts of code that look like all the rest, or like the part
+    before."""
+    body = PLAIN.sub(r"\1", body)
+    for whole, parts in PIECES.items():
+        body = re.sub(rf'<span class="(?:{parts})">', f'<span class="{whole}">', body)
+        mark = f'<span class="{whole}">'
+        run = re.compile(rf"{mark}[^<]*</span>(?:{mark}[^<]*</span>)+")
+        body = run.sub(lambda found, mark=mark: mark + re.sub("<[^<>]*>", "", found[0]) + "</span>", body)
+    return body
 
 
 def lighten_body(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:

@@ -33,6 +33,29 @@
     setTimeout(() => { if (button.textContent === "Copied") button.textContent = label; }, 1500);
   };
 
+  /* A table or ledger as columns and rows of text, every number with all its digits. */
+  const LEDGER = ["term", "formula", "numbers", "value", "unit", "source"];
+  const textOf = place => place?.querySelector("data")?.value ?? place?.textContent ?? "";
+  const tableOf = figure => {
+    if (figure.matches(".lm-table")) return {
+      columns: [...figure.querySelectorAll("thead th")].map(textOf),
+      rows: [...figure.querySelectorAll("tbody tr")].map(row => [...row.cells].map(textOf))};
+    const rows = [...figure.querySelectorAll(".lm-term")].map(term => {
+      const part = name => term.querySelector(`[data-is=${name}]`)?.textContent ?? "", exact = term.querySelector("data");
+      return [term.querySelector(".lm-name").textContent, part("formula"), part("numbers"), exact.value,
+        exact.dataset.unit ?? "", part("source")];
+    });
+    return {columns: LEDGER, rows};
+  };
+  const WRITTEN = {
+    Markdown: (columns, rows) => [columns, columns.map(() => "---"), ...rows]
+      .map(line => `| ${line.map(cell => cell.replaceAll("|", "\\|").replaceAll("\n", " ")).join(" | ")} |\n`).join(""),
+    CSV: (columns, rows) => [columns, ...rows]
+      .map(line => line.map(cell => /[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell).join(",") + "\n").join(""),
+    JSON: (columns, rows) =>
+      JSON.stringify(rows.map(row => Object.fromEntries(row.map((cell, at) => [columns[at], cell]))), null, 1),
+  };
+
   /* Bring `old` to the shape of `fresh` in place, so that focus, open terms and drawn plots survive an answer. */
   const morph = (old, fresh) => {
     for (const {name} of [...old.attributes])
@@ -99,8 +122,9 @@
 
   /* ------------------------------------------------------------------ plots */
 
-  const plotly = once(() => new Promise((ok, no) => document.head.append(
-    Object.assign(document.createElement("script"), {src: PLOTLY, onload: ok, onerror: no}))));
+  const script = src => once(() => new Promise((ok, no) => document.head.append(
+    Object.assign(document.createElement("script"), {src, onload: ok, onerror: no}))));
+  const plotly = script(PLOTLY), template = script(new URL("template.js", here));
   const drawn = new Set();
   new MutationObserver(() => drawn.forEach(plot => plot.recolour()))
     .observe(document.documentElement, {attributes: true, attributeFilter: ["data-theme"]});
@@ -147,9 +171,11 @@
     }
 
     async show() {
-      try { await plotly(); } catch { this.#box.textContent = this.getAttribute("aria-label"); return; }
+      const {data, layout: {template: look, ...layout} = {}} = this.#figure;
+      try { await Promise.all([plotly(), look === "book" && template()]); }
+      catch { this.#box.textContent = this.getAttribute("aria-label"); return; }
       if (!this.isConnected) return;
-      const {data, layout = {}} = this.#figure;
+      if (look) layout.template = look === "book" ? lmTemplate : look;
       await Plotly.react(this.#box, data, {height: 380, ...themed(layout)}, {responsive: true, displaylogo: false});
       drawn.add(this);
       this.dataset.drawn = "true";
@@ -165,12 +191,18 @@
       if (this.form) return;
       this.form = this.querySelector("form");
       this.spec = JSON.parse(this.form.querySelector(":scope > script").textContent);
+      this.held = {...this.spec.defaults};
       this.status = this.querySelector(".lm-status");
       if (AS_FILE) { this.status.textContent = SERVE.replaceAll("`", ""); return; }
       this.form.addEventListener("submit", event => { event.preventDefault(); this.ask(); });
       this.form.addEventListener("input", event => this.edited(event.target));
       this.form.addEventListener("click", event => this.clicked(event.target));
-      this.form.addEventListener("reset", () => setTimeout(() => { this.follow(); this.ask(); this.remember(); }));
+      this.form.addEventListener("reset", () => setTimeout(() => {
+        this.held = {...this.spec.defaults};
+        this.follow();
+        this.ask();
+        this.remember();
+      }));
       addEventListener("popstate", () => { if (this.restore()) this.ask(); });
       this.restore();
       this.classList.add("lm-live");
@@ -180,10 +212,22 @@
     async wake() {
       this.dataset.state = "loading";
       this.status.textContent = "Starting Python in the page; what is shown belongs to the values that the book was built with.";
-      try { await widgets.start(); } catch (fault) { return this.fail(fault); }
+      try {
+        await widgets.start();
+        this.complete(JSON.parse(await widgets.ask("fields", this.dataset.name, this.id)));
+      } catch (fault) { return this.fail(fault); }
       this.awake = true;
       this.since = undefined;  // the first answer is not charged with the start
       this.ask();
+    }
+
+    /* Fields that do not show at first are not in the page; until they are, `held` keeps their values. */
+    complete(fields) {
+      for (const [name, markup] of Object.entries(fields)) {
+        this.querySelector(`[data-field="${name}"]`).innerHTML = markup;
+        this.put(name, this.held[name]);
+      }
+      this.follow();
     }
 
     fail(fault) {
@@ -193,11 +237,16 @@
     }
 
     field(name) { return this.form.elements[name]; }
-    value(name) { const field = this.field(name); return field.type === "checkbox" ? String(field.checked) : field.value; }
+    value(name) {
+      const field = this.field(name);
+      if (!field) return this.held[name];
+      return field.type === "checkbox" ? String(field.checked) : field.value;
+    }
     values() { return Object.fromEntries(Object.keys(this.spec.defaults).map(name => [name, this.value(name)])); }
     put(name, text) {
       const field = this.field(name);
-      if (field.type === "checkbox") field.checked = text === "true"; else field.value = text;
+      if (!field) this.held[name] = text;
+      else if (field.type === "checkbox") field.checked = text === "true"; else field.value = text;
     }
 
     edited(target) {
@@ -223,7 +272,7 @@
       for (const [name, stops] of Object.entries(this.spec.stops)) {
         const range = this.querySelector(`[data-field="${name}"] input[type=range]`);
         const typed = Number(this.value(name).replaceAll(/[,_]/g, ""));
-        if (range === except || Number.isNaN(typed)) continue;
+        if (!range || range === except || Number.isNaN(typed)) continue;
         const distances = stops.map(stop => Math.abs(Number(stop) - typed));
         range.value = distances.indexOf(Math.min(...distances));
       }
@@ -239,8 +288,8 @@
         range.value = Number(range.value) + Number(button.dataset.step);
         this.edited(range);
       } else if (button.dataset.copy) {
-        const texts = JSON.parse(button.parentElement.querySelector("script").textContent);
-        copyFrom(button, texts[button.dataset.copy]);
+        const {columns, rows} = tableOf(button.closest("figure"));
+        copyFrom(button, WRITTEN[button.dataset.copy](columns, rows));
       } else if ("copyLink" in button.dataset) {
         const link = new URL(location.href);
         link.search = this.query(new URLSearchParams());

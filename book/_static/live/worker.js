@@ -1,5 +1,5 @@
-/* Python in the page: one Pyodide, one question at a time. It holds no knowledge of the book but two entry points
-   of lmlib: the answer of a widget and the checks of an exercise. */
+/* Python in the page: one Pyodide, one question at a time. It holds no knowledge of the book but three entry
+   points of lmlib: the answer of a widget, its fields that did not show at first, and the checks of an exercise. */
 import {loadPyodide} from "../pyodide/pyodide.mjs";
 
 const ready = (async () => {
@@ -10,9 +10,11 @@ const ready = (async () => {
   const python = await loadPyodide({indexURL: new URL("../pyodide/", import.meta.url).href});
   python.FS.writeFile("/lmlib.zip", new Uint8Array(await bundle));
   python.runPython("import sys; sys.path.insert(0, '/lmlib.zip')");
+  const forms = python.pyimport("lmlib.book.forms");
   const {dumps} = python.pyimport("json");
   return {
-    answer: python.pyimport("lmlib.book.forms").answer,
+    answer: forms.answer,
+    fields: forms.fields,
     check: (name, source) => dumps(python.pyimport("lmlib.book.exercises.machinery").check_source(name, source)),
   };
 })();
