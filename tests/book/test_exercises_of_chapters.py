@@ -11,7 +11,7 @@ from lmlib.book.exercises.display import exercise_html
 from lmlib.book.exercises.machinery import check, check_source
 
 # A chapter's word, and how many exercises it has at least.
-CHAPTERS = {"tokenization": 10, "architecture": 10, "training": 7, "resources": 10}
+CHAPTERS = {"tokenization": 10, "architecture": 10, "training": 7, "resources": 10, "kernels": 8}
 EXERCISES = [machinery.get(name) for word in CHAPTERS for name in machinery.names(word)]
 NAMES = [each.name for each in EXERCISES]
 WRONG = [(each, wrong) for each in EXERCISES for wrong in each.wrong]

@@ -110,9 +110,19 @@ def _register_with_triton() -> None:
     """Register all in the chapter's order. Imported here, so that the page does not look for torch."""
     import kernels._runtime  # noqa: F401  before anything imports Triton: it chooses interpreter or compiler
     from lmlib.book.exercises.kernels_attention import FLASH_BACKWARD, FLASH_TILES, FLASH_TRITON
+    from lmlib.book.exercises.kernels_benchmark import BENCHMARK
     from lmlib.book.exercises.kernels_rows import RMS_NORM, RMS_NORM_BACKWARD, SOFTMAX
 
-    register(MERGE, RMS_NORM, SOFTMAX, RMS_NORM_BACKWARD, FLASH_TILES, FLASH_BACKWARD, FLASH_TRITON)
+    register(
+        MERGE,
+        RMS_NORM,
+        SOFTMAX,
+        RMS_NORM_BACKWARD,
+        FLASH_TILES,
+        FLASH_BACKWARD,
+        FLASH_TRITON,
+        BENCHMARK,
+    )
 
 
 if find_spec("torch") and find_spec("triton"):
