@@ -3,7 +3,9 @@
     python -m lmlib.training.bench step --out record.json [--data FILE.tokens]
 
 GPT-2's 124M shape, context 1,024, vocabulary padded to 50,304. Both models start from the same weights, see
-the same batches and follow the same schedule, so that the loss curves can be laid over one another; time is
+the same batches and follow the same schedule with the same optimizer, so that in fp32 their losses agree step
+by step (``agreement``; the record says by how much). In bf16 they round differently, and while the loss falls
+steeply such differences grow: two runs of the plain model itself part there, and meet again later. Time is
 taken between the end of warm-up and the last step, with one wait for the GPU at each end of a stretch.
 """
 
@@ -134,9 +136,17 @@ class Timer:
         self._since = now
 
 
-def time_plain(shape: Shape, data: TokenData, start: PlainGPT, device: str) -> Timed:
+def starting_model(shape: Shape) -> PlainGPT:
+    """The plain model as all runs start from it."""
+    torch.manual_seed(0)
+    return PlainGPT(shape.vocab_size, shape.context_length, shape.d_model, shape.n_layers, shape.n_heads)
+
+
+def time_plain(
+    shape: Shape, data: TokenData, start: PlainGPT, device: str, *, autocast: bool = True
+) -> Timed:
     """The plain model in a plain loop."""
-    trainer = PlainTrainer(start, device=device, compiled=device == "cuda", lr=shape.lr)
+    trainer = PlainTrainer(start, device=device, compiled=device == "cuda", lr=shape.lr, autocast=autocast)
     sampler = Sampler(len(data), shape.context_length, 0, "replacement")
     schedule, timer, pending = shape.schedule(), Timer(shape), list[Tensor]()
     for step in range(shape.steps):
@@ -156,7 +166,7 @@ def time_plain(shape: Shape, data: TokenData, start: PlainGPT, device: str) -> T
 def time_ours(shape: Shape, data: TokenData, start: PlainGPT, device: str, variant: Variant) -> Timed:
     """Our trainer, from the same weights."""
     model = TransformerLM(shape.config())
-    model.load_state_dict(renamed(start), strict=False)
+    model.load_state_dict(renamed(start))
     timer = Timer(shape)
     settings = TrainerSettings(
         batch_size=shape.batch_size,
@@ -182,6 +192,18 @@ def time_ours(shape: Shape, data: TokenData, start: PlainGPT, device: str, varia
         trainer.fit()
         profile(variant.label, trainer._advance)
     return Timed(timer.losses, timer.seconds, _peak())
+
+
+def agreement(shape: Shape, data: TokenData, start: PlainGPT, device: str, steps: int = 50) -> float:
+    """The largest difference between the losses of both programs in fp32, over every one of ``steps`` steps.
+
+    Same weights, optimizer, schedule, clipping and windows: what is left is the order of sums. It looks for a
+    setting that differs, which a benchmark in bf16 cannot tell from rounding.
+    """
+    short = replace(shape, batch_size=min(4, shape.batch_size), steps=steps, log=1, stretch=steps)
+    plain = time_plain(short, data, copy.deepcopy(start), device, autocast=False)
+    ours = time_ours(short, data, start, device, Variant("fp32", "fp32", "auto", optimizer="auto"))
+    return max(abs(one - other) for one, other in zip(plain.losses, ours.losses, strict=True))
 
 
 PROFILE = 0  # kernels to list
@@ -224,8 +246,7 @@ def measure(
 ) -> dict[str, Timed]:
     """The plain model, ours in each variant, and the plain one again: machines change their speed."""
     found: dict[str, Timed] = {}
-    torch.manual_seed(0)
-    start = PlainGPT(shape.vocab_size, shape.context_length, shape.d_model, shape.n_layers, shape.n_heads)
+    start = starting_model(shape)
     runs: list[tuple[str, Callable[[], Timed]]] = [
         ("plain", lambda: time_plain(shape, data, copy.deepcopy(start), device)),
         *((variant.label, partial(time_ours, shape, data, start, device, variant)) for variant in variants),
@@ -249,9 +270,9 @@ def _say(shape: Shape, label: str, timed: Timed, seconds: float) -> None:
 
 
 def describe(
-    shape: Shape, data: TokenData, found: dict[str, Timed], command: str, commit: str
+    shape: Shape, data: TokenData, found: dict[str, Timed], command: str, commit: str, apart: float
 ) -> dict[str, Any]:
-    """A record as ``lmlib.book.records`` reads it."""
+    """A record as ``lmlib.book.records`` reads it; ``apart`` is what ``agreement`` found."""
     per_step = shape.batch_size * shape.context_length
     rates = {label: [per_step / each for each in timed.seconds] for label, timed in found.items()}
     samples: dict[str, Any] = {}
@@ -269,6 +290,7 @@ def describe(
         "about": {
             "shape": asdict(shape),
             "log_every": shape.log,
+            "largest_difference_in_fp32": apart,
             "flops_per_token": flops,
             "data_sha256": data.sha256,
             "variants": {variant.label: asdict(variant) for variant in VARIANTS if variant.label in found},
@@ -327,9 +349,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants = [each for each in VARIANTS if not chosen.only or each.label in chosen.only]
     with tempfile.TemporaryDirectory() as folder:
         data = open_tokens(chosen.data) if chosen.data else micro_world_tokens(shape, folder)
+        apart = agreement(shape, data, starting_model(shape), device)
+        print(f"in fp32 the losses of both programs differ by {apart:.1e} at most", flush=True)
         found = measure(shape, data, device, variants)
         command = "python -m lmlib.training.bench " + " ".join(arguments or sys.argv[1:])
-        record = describe(shape, data, found, command, chosen.commit)
+        record = describe(shape, data, found, command, chosen.commit, apart)
     if chosen.out:
         chosen.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

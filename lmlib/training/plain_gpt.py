@@ -81,12 +81,23 @@ def renamed(plain: PlainGPT) -> dict[str, Tensor]:
 
 
 class PlainTrainer:
-    """One step at a time, as a training script does it."""
+    """One step at a time, as a training script does it.
+
+    Args:
+        autocast: whether products are bf16; otherwise all is fp32, to compare curves without rounding.
+    """
 
     def __init__(
-        self, model: PlainGPT, *, device: str, compiled: bool, lr: float, weight_decay: float = 0.1
+        self,
+        model: PlainGPT,
+        *,
+        device: str,
+        compiled: bool,
+        lr: float,
+        weight_decay: float = 0.1,
+        autocast: bool = True,
     ) -> None:
-        self.device = device
+        self.device, self.autocast = device, autocast
         self.model = model.to(device)
         matrices = [each for each in model.parameters() if each.ndim >= 2]
         vectors = [each for each in model.parameters() if each.ndim < 2]
@@ -96,13 +107,13 @@ class PlainTrainer:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=device == "cuda")
         self.call = torch.compile(model) if compiled else model
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high" if autocast else "highest")
 
     def step(self, tokens: Tensor, targets: Tensor, lr: float) -> Tensor:
         """Forward, backward, clip, update; gives the loss, for which nobody has waited."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with torch.autocast(self.device, dtype=torch.bfloat16):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.autocast):
             loss = self.call(tokens, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

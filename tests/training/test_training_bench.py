@@ -1,6 +1,8 @@
 """The benchmark of the step: both models are the same function, and the record is one."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ import torch
 
 from lmlib.architecture import TransformerLM
 from lmlib.book.records import parse
-from lmlib.training.bench import TINY, main
+from lmlib.training import bench
+from lmlib.training.bench import TINY, agreement, main, micro_world_tokens, starting_model
 from lmlib.training.loss import LossModule
+from lmlib.training.optimizers import OptimizerSettings
 from lmlib.training.plain_gpt import PlainGPT, renamed
 from lmlib.training.sweep import LADDER, grid, ladder
 
@@ -32,6 +36,19 @@ def test_writes_a_record_whose_curves_agree(tmp_path: Path) -> None:
     assert record["plain: speed"].median > 0
     curves = zip(record["plain: loss"].values, record["ours, autocast: loss"].values, strict=True)
     assert all(abs(one - other) < 0.01 for one, other in curves)
+    assert record.about["largest_difference_in_fp32"] < 1e-5
+
+
+def test_in_fp32_both_programs_take_the_same_50_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To rounding; and one setting that differs a little is seen."""
+    shape = replace(TINY, warm=10, lr=1e-3)
+    data, start = micro_world_tokens(shape, str(tmp_path)), starting_model(shape)
+    assert agreement(shape, data, start, "cpu", steps=50) < 1e-5
+    for changed in ({"betas": (0.9, 0.96)}, {"weight_decay": 0.09}, {"eps": 1e-7}):
+        monkeypatch.setattr(bench, "OptimizerSettings", partial(OptimizerSettings, **changed))
+        assert agreement(shape, data, start, "cpu", steps=50) > 2e-5, changed
 
 
 def test_grids_and_the_ladder() -> None:
