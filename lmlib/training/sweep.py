@@ -2,6 +2,7 @@
 
     python -m lmlib.training.sweep micro --grid schedule.lr=0.005,0.01,0.02 --grid trainer.batch_size=8,16
     python -m lmlib.training.sweep micro --ladder
+    python -m lmlib.training.sweep micro --ladder --rates muon=0.02,0.04   # more rates for some rungs
 
 Each run is a process of its own with one thread; a budget in FLOPs makes runs comparable whatever else the
 machine does meanwhile.
@@ -14,13 +15,14 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lmlib.resources.units import ArgumentError, check_choice
 from lmlib.tokenization.processes import worker_pool
 from lmlib.training.bench import machine
 from lmlib.training.config import RunConfig, read
@@ -54,8 +56,12 @@ LADDER: list[tuple[str, list[str]]] = [
 RATES = {"sgd": (0.03, 0.1, 0.3, 1.0), "adamw": (0.001, 0.003, 0.006), "muon": (0.002, 0.005, 0.01)}
 
 
-def ladder() -> list[Case]:
-    """Each rung adds one idea to all before it, and is run at several rates, so that each has a fair one."""
+def ladder(rates: Mapping[str, Sequence[float]] = RATES) -> list[Case]:
+    """Each rung adds one idea to all before it, and is run at several rates, so that each has a fair one.
+
+    Args:
+        rates: by kind of optimizer; rungs of a kind that is not there are left out.
+    """
     cases: list[Case] = []
     overrides: list[str] = []
     kind = "sgd"
@@ -64,8 +70,27 @@ def ladder() -> list[Case]:
         for each in added:
             if each.startswith("optimizer.kind="):
                 kind = each.split("'")[1]
-        cases += [(f"{label} @ {rate:g}", [*overrides, f"schedule.lr={rate}"]) for rate in RATES[kind]]
+        cases += [
+            (f"{label} @ {rate:g}", [*overrides, f"schedule.lr={rate}"]) for rate in rates.get(kind, ())
+        ]
     return cases
+
+
+def rates_of(given: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Learning rates by kind of optimizer, from ``kind=rate,rate``.
+
+    Raises:
+        ArgumentError: for an unknown kind, or a rate that is no number.
+    """
+    found = {}
+    for each in given:
+        kind, _, values = each.partition("=")
+        check_choice("rates", kind, RATES)
+        try:
+            found[kind] = tuple(float(value) for value in values.split(","))
+        except ValueError:
+            raise ArgumentError("rates", f"must be numbers after {kind}=, got {values!r}") from None
+    return found
 
 
 def grid(axes: Sequence[str]) -> list[Case]:
@@ -145,6 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("config", help="a TOML file or a preset")
     parser.add_argument("--grid", action="append", default=[], metavar="KEY=A,B,C", help="may be repeated")
     parser.add_argument("--ladder", action="store_true", help="the ladder of chapter 3's ideas")
+    parser.add_argument(
+        "--rates", action="append", default=[], metavar="KIND=A,B", help="of the ladder, in place of its own"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run")
@@ -152,7 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write a record")
     parser.add_argument("--commit", default="unknown", help="of the source, for the record")
     chosen = parser.parse_args(given)
-    cases = ladder() if chosen.ladder else grid(chosen.grid)
+    rates = rates_of(chosen.rates) or RATES
+    cases = ladder(rates) if chosen.ladder else grid(chosen.grid)
     cases = [(label, [*chosen.set, *overrides]) for label, overrides in cases]
     with tempfile.TemporaryDirectory() as temporary:
         results = sweep(

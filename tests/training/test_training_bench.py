@@ -10,12 +10,13 @@ import torch
 
 from lmlib.architecture import TransformerLM
 from lmlib.book.records import parse
+from lmlib.resources.units import ArgumentError
 from lmlib.training import bench
 from lmlib.training.bench import TINY, agreement, main, micro_world_tokens, starting_model
 from lmlib.training.loss import LossModule
 from lmlib.training.optimizers import OptimizerSettings
 from lmlib.training.plain_gpt import PlainGPT, renamed
-from lmlib.training.sweep import LADDER, grid, ladder
+from lmlib.training.sweep import LADDER, grid, ladder, rates_of
 
 
 def test_the_plain_model_is_ours() -> None:
@@ -57,3 +58,18 @@ def test_grids_and_the_ladder() -> None:
     assert list(dict.fromkeys(labels)) == [label for label, _ in LADDER]
     last = ladder()[-1][1]
     assert last.index("optimizer.kind='sgd'") < last.index("optimizer.kind='muon'")  # the later one holds
+
+
+def test_a_ladder_at_other_rates() -> None:
+    rates = rates_of(["muon=0.02,0.04"])
+    assert rates == {"muon": (0.02, 0.04)}
+    cases = ladder(rates)
+    assert [label for label, _ in cases] == [
+        f"{rung} @ {rate}" for rung in ("Muon", "linear to zero") for rate in ("0.02", "0.04")
+    ]
+    assert cases[0][1][-1] == "schedule.lr=0.02"
+    assert cases[0][1][:-1] == next(each for label, each in ladder() if label == "Muon @ 0.01")[:-1]
+    with pytest.raises(ArgumentError, match=r"rates: must be one of sgd, adamw, muon; got 'lion'"):
+        rates_of(["lion=0.1"])
+    with pytest.raises(ArgumentError, match=r"must be numbers after sgd=, got 'high'"):
+        rates_of(["sgd=high"])
