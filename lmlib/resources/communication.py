@@ -24,6 +24,7 @@ from lmlib.resources.units import ArgumentError, Number, check_choice, check_int
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
 GROUPS = ("tp", "cp", "dp", "edp", "ep", "pp", "embedding")
 RECOMPUTE = ("none", "core", "full")
+COPIED = "gradients of copied weights"
 # How keys, values and their gradients go round context parallel ranks. ``pytorch``: PyTorch gathers keys and
 # values at once and hands gradients on in fp32, p times, the last time home
 # (torch.distributed.tensor.experimental). ``transformer_engine``: keys and values are handed on p - 1 times;
@@ -231,9 +232,7 @@ class _Maker:
         if layout.sp:
             shares = self.divided.held(self.place)
             copied = sum(share.elements for share in shares if _whole(share, layout))
-            yield Collective(
-                "gradients of copied weights", "all_reduce", "tp", layout.tp, copied * gradient_bytes, 1
-            )
+            yield Collective(COPIED, "all_reduce", "tp", layout.tp, copied * gradient_bytes, 1)
 
     def _tp(self, name: str, op: str, count: int) -> Collective:
         return Collective(name, op, "tp", self.layout.tp, self.stream, count)

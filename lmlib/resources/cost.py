@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lmlib.resources.hardware import Device
 from lmlib.resources.ledger import Term, derive
+from lmlib.resources.sources import DEFINITION
 from lmlib.resources.timing import LARGEST_CLUSTER
 from lmlib.resources.units import ArgumentError, Number, check_integer, check_number
 
@@ -49,7 +50,12 @@ def cost(
     check_number("pue", pue, 1, 5)
     check_number("price_per_kwh", price_per_kwh, 0, 100)
     hours = derive(
-        "device-hours", "n_devices * seconds / 3600", "GPU-hours", n_devices=n_devices, seconds=seconds
+        "device-hours",
+        "n_devices * seconds / 3600",
+        "GPU-hours",
+        DEFINITION,
+        n_devices=n_devices,
+        seconds=seconds,
     )
     money = derive(
         "price", "device_hours * price", "USD", _PUT_IN, device_hours=hours.value, price=price_per_hour

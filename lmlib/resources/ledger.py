@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from math import ceil, floor
 from typing import Any
 
+from lmlib.resources.sources import DEFINITION
 from lmlib.resources.units import ArgumentError, Number, check_unit, exact, format_quantity, magnitude
 
 _FUNCTIONS: dict[str, Callable[..., Number]] = {"min": min, "max": max, "ceil": ceil, "floor": floor}
@@ -73,12 +74,13 @@ class Term:
         }
 
 
-def derive(name: str, formula: str, unit: str, source: str = "", **symbols: Number) -> Term:
+def derive(name: str, formula: str, unit: str, source: str, **symbols: Number) -> Term:
     """Compute a term from its formula.
 
     Args:
         formula: arithmetic on the names of ``symbols`` with ``+ - * / // **``, parentheses and
             ``min``, ``max``, ``ceil``, ``floor``.
+        source: where the formula comes from, or the figures in it.
 
     Raises:
         ArgumentError: if the formula is not such an expression, or uses a name without a value.
@@ -311,7 +313,7 @@ class Ledger:
             right = theirs[path].value if path in theirs else 0
             if left != right:
                 name = " / ".join(path)
-                changes.append(derive(name, "this - other", self.unit, this=left, other=right))
+                changes.append(derive(name, "this - other", self.unit, DEFINITION, this=left, other=right))
         return Ledger(f"{self.name} - {other.name}", self.unit, tuple(changes))
 
     def table(self) -> list[dict[str, Any]]:

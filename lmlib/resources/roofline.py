@@ -12,6 +12,7 @@ from fractions import Fraction
 from lmlib.resources.flops import attended_pairs
 from lmlib.resources.hardware import Device
 from lmlib.resources.ledger import Ledger, Term, derive
+from lmlib.resources.sources import PRODUCTS, ROOFLINE
 from lmlib.resources.units import DTYPE_BYTES, Number, check_choice, check_integer
 
 LARGEST_SIZE = 2**40
@@ -51,7 +52,7 @@ class Roof:
 
 
 def _term(name: str, formula: str, unit: str, **symbols: Number) -> Term:
-    return derive(name, formula, unit, "", **symbols)
+    return derive(name, formula, unit, PRODUCTS if unit == "FLOPs" else ROOFLINE, **symbols)
 
 
 def _sizes(**sizes: int) -> dict[str, int]:
@@ -205,9 +206,14 @@ def roofline(operation: Operation, device: Device) -> Roof:
     ridge = derive("ridge", "peak / bandwidth", "FLOPs/byte", both, peak=peak, bandwidth=bandwidth)
     bound = "arithmetic" if compute.value >= memory.value else "memory"
     seconds = derive(
-        "time", "max(arithmetic, memory)", "seconds", arithmetic=compute.value, memory=memory.value
+        "time", "max(arithmetic, memory)", "seconds", ROOFLINE, arithmetic=compute.value, memory=memory.value
     )
     reached = derive(
-        "reached", "flops / seconds", "FLOPs/second", flops=operation.flops.total, seconds=seconds.value
+        "reached",
+        "flops / seconds",
+        "FLOPs/second",
+        ROOFLINE,
+        flops=operation.flops.total,
+        seconds=seconds.value,
     )
     return Roof(operation, compute, memory, ridge, bound, seconds, reached)

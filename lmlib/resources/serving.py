@@ -19,6 +19,7 @@ from lmlib.resources.kv_cache import cache
 from lmlib.resources.ledger import Ledger, Term, derive
 from lmlib.resources.model import Model, MoE
 from lmlib.resources.parameters import MATMUL, group_names, layer_weights, parameters
+from lmlib.resources.sources import DEFINITION, GIVEN, SERVING, WEIGHTS
 from lmlib.resources.units import (
     DTYPE_BYTES,
     LARGEST_COUNT,
@@ -30,6 +31,7 @@ from lmlib.resources.units import (
 )
 
 LARGEST_BATCH = 10**7
+_UNIFORM = "expected under uniform routing: 1 - (1 - top_k / n_experts)^tokens"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,13 @@ def weights_read(model: Model, tokens: int, dtype: str = "bf16") -> Ledger:
         always = sum(weight.size for weight in weights if not weight.expert)
         entries.append(
             derive(
-                name, "layers * size * value_bytes", "bytes", layers=layers, size=always, value_bytes=value
+                name,
+                "layers * size * value_bytes",
+                "bytes",
+                SERVING,
+                layers=layers,
+                size=always,
+                value_bytes=value,
             )
         )
         if isinstance(layer.mlp, MoE):
@@ -73,6 +81,7 @@ def weights_read(model: Model, tokens: int, dtype: str = "bf16") -> Ledger:
                     f"{name}: experts",
                     "layers * size * met * value_bytes",
                     "bytes",
+                    _UNIFORM,
                     layers=layers,
                     size=experts,
                     met=experts_met(layer.mlp, tokens),
@@ -81,7 +90,7 @@ def weights_read(model: Model, tokens: int, dtype: str = "bf16") -> Ledger:
             )
     head = {"d_model": model.d_model, "vocab_size": model.padded_vocab_size}
     entries.append(
-        derive("head", "d_model * vocab_size * value_bytes", "bytes", "", value_bytes=value, **head)
+        derive("head", "d_model * vocab_size * value_bytes", "bytes", SERVING, value_bytes=value, **head)
     )
     return Ledger("weights read", "bytes", tuple(entries))
 
@@ -103,7 +112,7 @@ def step_bound(
     """The least time of a step from what it computes and reads; ``peak`` and ``bandwidth`` of all devices."""
 
     def over(name: str, work: Number, rate: Number) -> Term:
-        return derive(name, "work / rate", "seconds", work=work, rate=rate)
+        return derive(name, "work / rate", "seconds", SERVING, work=work, rate=rate)
 
     products, weights = over("products", matmul_flops, peak), over("weights", weight_bytes, bandwidth)
     scores, cached = over("attention", attention_flops, peak), over("cache", cache_bytes, bandwidth)
@@ -112,10 +121,12 @@ def step_bound(
         "step",
         "max(products, weights) + max(attention, cache)",
         "seconds",
-        "Austin et al. 2025, How to scale your model, part 7",
+        SERVING,
         **{term.name: term.value for term in parts},
     )
-    rate = derive("tokens a second", "tokens / step", "tokens/second", tokens=tokens, step=seconds.value)
+    rate = derive(
+        "tokens a second", "tokens / step", "tokens/second", DEFINITION, tokens=tokens, step=seconds.value
+    )
     longest = max(parts, key=lambda term: term.value)
     return Bound(products, weights, scores, cached, seconds, rate, longest.name)
 
@@ -210,10 +221,11 @@ def room(
             "weights",
             "-parameters * value_bytes",
             "bytes",
+            WEIGHTS,
             parameters=int(parameters(model).total),
             value_bytes=DTYPE_BYTES[weight_dtype],
         ),
-        derive("reserved", "-n_devices * reserved", "bytes", n_devices=n_devices, reserved=reserved),
+        derive("reserved", "-n_devices * reserved", "bytes", GIVEN, n_devices=n_devices, reserved=reserved),
     )
     return Ledger("room for the cache", "bytes", entries)
 
@@ -233,7 +245,9 @@ def largest_batch(
     check_integer("context", context, 1, LARGEST_COUNT)
     left = room(model, device, n_devices, weight_dtype=weight_dtype, usable=usable, reserved=reserved).total
     one = cache(model, context, 1, cache_dtype).total
-    return derive("largest batch", "max(0, floor(room / cache))", "sequence", room=left, cache=one)
+    return derive(
+        "largest batch", "max(0, floor(room / cache))", "sequence", DEFINITION, room=left, cache=one
+    )
 
 
 def least_devices(

@@ -15,18 +15,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from lmlib.resources.communication import GROUPS, Traffic, communication
+from lmlib.resources.communication import COPIED, GROUPS, Traffic, communication
 from lmlib.resources.flops import training
 from lmlib.resources.hardware import Device
 from lmlib.resources.layout import Divided, Layout
 from lmlib.resources.ledger import Ledger, Term, derive
 from lmlib.resources.model import Model
 from lmlib.resources.parameters import group_names
+from lmlib.resources.sources import DEFINITION, PIPELINE, PRODUCTS
 from lmlib.resources.timing import model_flops
 from lmlib.resources.units import Number, check_choice, check_number
 
 ONCE_A_STEP = ("dp", "edp", "embedding")
-_PIPELINE = "arXiv:2104.04473, section 2.2"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,12 @@ class StepTime:
     def tokens_per_second(self) -> Term:
         """Of all ranks."""
         return derive(
-            "tokens a second", "tokens / step", "tokens/second", tokens=self.tokens, step=self.seconds
+            "tokens a second",
+            "tokens / step",
+            "tokens/second",
+            DEFINITION,
+            tokens=self.tokens,
+            step=self.seconds,
         )
 
     def mfu(self, model: Model, length: int, device: Device, *, convention: str, dtype: str = "") -> Term:
@@ -99,9 +104,11 @@ def _stage_share(divided: Divided, stage: int, whole: Ledger) -> Ledger:
     for name, (layer, layers) in zip(group_names(model), model.groups, strict=True):
         if layer in held:
             symbols = {"flops": _of(whole, name), "layers": layers, "held": held[layer], "ranks": ranks}
-            terms.append(derive(name, "flops / layers * held / ranks", "FLOPs", "", **symbols))
+            terms.append(derive(name, "flops / layers * held / ranks", "FLOPs", PRODUCTS, **symbols))
     if stage == layout.pp - 1:
-        terms.append(derive("head", "flops / ranks", "FLOPs", flops=_of(whole, "head"), ranks=ranks))
+        terms.append(
+            derive("head", "flops / ranks", "FLOPs", PRODUCTS, flops=_of(whole, "head"), ranks=ranks)
+        )
     return Ledger(f"FLOPs of a rank of stage {stage}", "FLOPs", tuple(terms))
 
 
@@ -192,7 +199,7 @@ def step_time(
                 "pipeline bubble",
                 "(pp - 1) / (vpp * microbatches) * busy",
                 "seconds",
-                _PIPELINE,
+                PIPELINE,
                 pp=layout.pp,
                 vpp=layout.vpp,
                 microbatches=layout.microbatches,
@@ -216,8 +223,13 @@ def _exposed(
         behind = min(taken.value * hidden.get(each.group, 0), room)
         room -= behind
         term = derive(
-            f"{each.name} ({each.group})", "sent - hidden", "seconds", sent=taken.value, hidden=behind
+            f"{each.name} ({each.group})",
+            "sent - hidden",
+            "seconds",
+            each.source,
+            sent=taken.value,
+            hidden=behind,
         )
         # ZeRO 2 and 3 talk once a micro-batch, but the pipeline does not wait for that: all stages do.
-        (once if each.group in ONCE_A_STEP else busy).append(term)
+        (once if each.group in ONCE_A_STEP or each.name == COPIED else busy).append(term)
     return busy, once

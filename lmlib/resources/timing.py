@@ -17,12 +17,12 @@ from lmlib.resources.hardware import Device
 from lmlib.resources.ledger import Ledger, Term, derive
 from lmlib.resources.model import Model
 from lmlib.resources.parameters import active
+from lmlib.resources.sources import DEFINITION, MODEL_FLOPS, SIX_N_D
 from lmlib.resources.units import LARGEST_COUNT, Number, check_choice, check_integer, check_number
 
 CONVENTIONS = ("palm", "megatron", "causal", "6nd")
 LARGEST_CLUSTER = 10**7
 _MASKS = {"megatron": "full", "causal": "half"}
-_PALM = "arXiv:2204.02311, appendix B"
 
 
 def model_flops(model: Model, batch: int, length: int, *, convention: str) -> Ledger:
@@ -35,7 +35,14 @@ def model_flops(model: Model, batch: int, length: int, *, convention: str) -> Le
     count = int(active(model, count_embedding=True, count_head=True).total)
     tokens = batch * length
     terms = [
-        derive("6 N D", "6 * active_parameters * tokens", "FLOPs", active_parameters=count, tokens=tokens)
+        derive(
+            "6 N D",
+            "6 * active_parameters * tokens",
+            "FLOPs",
+            SIX_N_D,
+            active_parameters=count,
+            tokens=tokens,
+        )
     ]
     if convention == "palm":
         for index, (layer, layers) in enumerate(model.groups):
@@ -45,7 +52,7 @@ def model_flops(model: Model, batch: int, length: int, *, convention: str) -> Le
                     f"attention {index + 1}" if len(model.groups) > 1 else "attention",
                     "6 * layers * n_heads * (query_dim + value_dim) * length * tokens",
                     "FLOPs",
-                    _PALM,
+                    MODEL_FLOPS,
                     layers=layers,
                     n_heads=attention.n_heads,
                     query_dim=attention.query_dim,
@@ -180,6 +187,13 @@ def run_time(
     return RunTime(
         flops,
         seconds,
-        derive("days", "seconds / 86400", "days", seconds=seconds.value),
-        derive("tokens a second", "tokens / seconds", "tokens/second", tokens=tokens, seconds=seconds.value),
+        derive("days", "seconds / 86400", "days", DEFINITION, seconds=seconds.value),
+        derive(
+            "tokens a second",
+            "tokens / seconds",
+            "tokens/second",
+            DEFINITION,
+            tokens=tokens,
+            seconds=seconds.value,
+        ),
     )

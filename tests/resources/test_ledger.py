@@ -13,7 +13,7 @@ from lmlib.resources.units import GB, GIB, ArgumentError, exact, format_bytes, f
 
 def two():
     a = derive("a", "n * d", "bytes", "section 1", n=3, d=4096)
-    b = derive("b", "n + 1", "bytes", n=-5)
+    b = derive("b", "n + 1", "bytes", "section 2", n=-5)
     return Ledger("both", "bytes", (Ledger("inner", "bytes", (a,)), b))
 
 
@@ -41,7 +41,7 @@ FORMULAS = [
 
 @given(st.sampled_from(FORMULAS), numbers, numbers, numbers)
 def test_numbers_evaluate_to_the_value_and_match_python(formula, a, b, c):
-    term = derive("t", formula, "ratio", a=a, b=b, c=c)
+    term = derive("t", formula, "ratio", "here", a=a, b=b, c=c)
     assert evaluate(term.numbers) == term.value
     from math import ceil
 
@@ -51,7 +51,9 @@ def test_numbers_evaluate_to_the_value_and_match_python(formula, a, b, c):
 
 @given(st.lists(st.integers(0, 10**25), min_size=1, max_size=6), st.integers(1, 10**9))
 def test_sums_scales_and_quotients_are_exact(values, factor):
-    ledger = Ledger("l", "FLOPs", tuple(derive(f"t{i}", "x", "FLOPs", x=x) for i, x in enumerate(values)))
+    ledger = Ledger(
+        "l", "FLOPs", tuple(derive(f"t{i}", "x", "FLOPs", "here", x=x) for i, x in enumerate(values))
+    )
     assert ledger.total == sum(values)
     assert ledger.scale(factor, "k").total == factor * sum(values)
     assert (ledger / factor).total == Fraction(sum(values), factor)
@@ -74,12 +76,12 @@ def test_tree():
 
 
 def test_adding():
-    more = two() + derive("c", "x", "bytes", x=1)
+    more = two() + derive("c", "x", "bytes", "here", x=1)
     assert more.total == two().total + 1
     with pytest.raises(ArgumentError, match="twice"):
         two() + two()
     with pytest.raises(ArgumentError, match="FLOPs"):
-        two() + derive("c", "x", "FLOPs", x=1)
+        two() + derive("c", "x", "FLOPs", "here", x=1)
 
 
 def test_per_changes_the_unit():
@@ -91,7 +93,9 @@ def test_per_changes_the_unit():
 
 
 def test_diff_names_what_changed():
-    other = Ledger("other", "bytes", (derive("b", "x", "bytes", x=-4), derive("c", "x", "bytes", x=9)))
+    other = Ledger(
+        "other", "bytes", (derive("b", "x", "bytes", "here", x=-4), derive("c", "x", "bytes", "here", x=9))
+    )
     change = two().diff(other)
     assert [(term.name, term.value) for _, term in change.terms()] == [("inner / a", 12_288), ("c", -9)]
     assert other.total + change.total == two().total
@@ -101,7 +105,7 @@ def test_diff_names_what_changed():
 
 
 def test_json_survives_a_round_trip_and_keeps_every_digit():
-    big = Ledger("big", "FLOPs", (derive("t", "x", "FLOPs", x=3 * 10**25 + 1),))
+    big = Ledger("big", "FLOPs", (derive("t", "x", "FLOPs", "here", x=3 * 10**25 + 1),))
     read = json.loads(json.dumps(big.to_json()))
     assert read["exact"] == "30,000,000,000,000,000,000,000,001"
     assert read["terms"][0]["formula"] == "x"
@@ -139,14 +143,14 @@ def test_table_and_markdown():
 )
 def test_formulas_are_arithmetic_only(formula):
     with pytest.raises(ArgumentError, match="formula"):
-        derive("t", formula, "bytes", a=1, b=2)
+        derive("t", formula, "bytes", "here", a=1, b=2)
 
 
 def test_refused():
     with pytest.raises(ArgumentError, match="'b', which was given no value"):
-        derive("t", "a * b", "bytes", a=1)
+        derive("t", "a * b", "bytes", "here", a=1)
     with pytest.raises(ArgumentError, match="not a known unit"):
-        derive("t", "a", "parsecs", a=1)
+        derive("t", "a", "parsecs", "here", a=1)
     with pytest.raises(ArgumentError, match="must not be 0"):
         two() / 0
     with pytest.raises(ArgumentError, match="empty"):

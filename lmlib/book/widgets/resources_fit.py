@@ -19,7 +19,7 @@ from lmlib.resources.optimizer import Optimizer
 from lmlib.resources.parameters import BUFFER, layer_weights, parameters
 from lmlib.resources.pipeline_memory import StagePeak, stage_peaks
 from lmlib.resources.profile import Profile
-from lmlib.resources.units import ArgumentError
+from lmlib.resources.units import ArgumentError, exact
 from lmlib.resources.units import Number as Quantity
 
 _ANCHOR = "sec-timeline"
@@ -503,15 +503,18 @@ def _flat(ledger: Ledger) -> Ledger:
     entries: list[Term | Ledger] = []
     for entry in ledger:
         if isinstance(entry, Ledger) and entry.name != "before the step" and len(entry) > 6:
-            tensors = len(list(entry.terms()))
+            terms = [(path[-1], term) for path, term in entry.terms()]
             entries.append(
                 Term(
                     entry.name,
-                    "sum of its tensors",
-                    f"{tensors} tensors",
+                    " + ".join(name for name, _ in terms),
+                    " + ".join(
+                        f"{term.value:,}" if isinstance(term.value, int) else f"({exact(term.value)})"
+                        for _, term in terms
+                    ),
                     entry.total,
                     "bytes",
-                    "see the section on activations for each of them",
+                    terms[0][1].source,
                 )
             )
         else:
