@@ -158,6 +158,19 @@ def test_a_pasted_configuration_answers_as_its_preset() -> None:
     assert word(pasted, "Cache of one token") == "70272"  # DeepSeek-AI, arXiv:2505.09343, table 1
 
 
+@pytest.mark.parametrize("name", WITH_MODEL)
+def test_what_a_configuration_leaves_open_is_said(name: str) -> None:
+    """Nothing is guessed silently: heads of keys and values, and whether the head is tied."""
+    config = dict(PRESETS["llama-3-8b"].config)
+    said = [out["text"] for out in ask(name, model="config", config=json.dumps(config)) if "text" in out]
+    assert not any("Not in this config.json" in text for text in said)
+    config = {key: config[key] for key in config if key not in ("num_key_value_heads", "tie_word_embeddings")}
+    said = [out["text"] for out in ask(name, model="config", config=json.dumps(config)) if "text" in out]
+    (note,) = [text for text in said if "Not in this config.json" in text]
+    assert "num_key_value_heads = 32: absent, as many as there are query heads" in note
+    assert "tie_word_embeddings = false: absent, the default of llama" in note
+
+
 def test_a_preset_fills_the_sizes_that_describe_it_in_full() -> None:
     choice = get(SERVE).input("model")
     assert isinstance(choice, Choice)

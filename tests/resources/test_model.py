@@ -1,5 +1,7 @@
 """Descriptions of models: what is refused, and what from_hf reads."""
 
+from dataclasses import replace
+
 import pytest
 from transformers import AutoConfig
 
@@ -133,3 +135,18 @@ def test_what_transformers_writes_can_be_read(kind):
     if types and "sliding_attention" in types:
         windows = [layer.attention.window for layer in model.layers]
         assert windows == [config.sliding_window if t == "sliding_attention" else None for t in types]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_key_that_is_left_out_is_refused_or_said_or_means_nothing(name):
+    """Of every key of every preset: no other model comes out in silence."""
+    config = PRESETS[name].config
+    whole = Model.from_hf(config)
+    for key in config:
+        try:
+            model = Model.from_hf({other: value for other, value in config.items() if other != key})
+        except ArgumentError as refused:
+            assert key in str(refused)
+            continue
+        if replace(model, assumptions=()) != replace(whole, assumptions=()):
+            assert any(key in said for said in model.assumptions if said not in whole.assumptions)

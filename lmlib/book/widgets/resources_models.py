@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from lmlib.book.declare import Choice, Input, InputError, Number, Output, Text, Toggle
+from lmlib.book.declare import Choice, Input, InputError, Note, Number, Output, Text, Toggle, Value
 from lmlib.book.widgets.resources_explain import refused_beside
 from lmlib.resources import model as limits
 from lmlib.resources.config import SUPPORTED, read
@@ -164,10 +164,22 @@ def with_model(
     """``compute(model, **rest)`` as a widget's compute; refusals of the library stand beside their field."""
 
     def answer(**values: Any) -> Sequence[Output]:
+        own = values["model"] == CONFIG
         with refused_beside(values, aliases or {}):
-            return compute(read_model(values), **values)
+            model = read_model(values)
+            outputs = compute(model, **values)
+        return _with_assumptions(model, outputs) if own else outputs
 
     return answer
+
+
+def _with_assumptions(model: Model, outputs: Sequence[Output]) -> Sequence[Output]:
+    """What a pasted configuration left open, said behind the figures that rest on it."""
+    if not model.assumptions:
+        return outputs
+    figures = next((at for at, each in enumerate(outputs) if not isinstance(each, Value)), len(outputs))
+    note = Note("Not in this config.json, and taken to be: " + "; ".join(model.assumptions) + ".", "warning")
+    return [*outputs[:figures], note, *outputs[figures:]]
 
 
 def check_context(model: Model, context_length: int) -> str:
