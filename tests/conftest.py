@@ -22,6 +22,10 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+# Before any test imports Triton, through torch's counter of FLOPs for instance: without a GPU this chooses
+# Triton's interpreter, and what Triton has defined by then would stay compiled.
+import kernels._runtime  # noqa: E402, F401
+
 ROOT = Path(__file__).resolve().parents[1]
 # The browser last: its session keeps an event loop running in the thread of the tests.
 SLOW = ("notebook", "distributed", "browser")

@@ -1,6 +1,12 @@
 """Chapter 5's exercises: what the solutions compute, against PyTorch and the library's own kernels."""
 
+import importlib.util
 import math
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +17,11 @@ from hypothesis import strategies as st
 from kernels import flash_attention, rms_norm
 from lmlib.book.exercises import kernels as chapter
 from lmlib.book.exercises import kernels_attention as attention
+from lmlib.book.exercises import kernels_benchmark as benchmark
 from lmlib.book.exercises import kernels_checks as checks
 from lmlib.book.exercises import kernels_rows as rows
 from lmlib.book.exercises import machinery
+from lmlib.book.page_files import page_files
 
 SCORES = st.lists(st.floats(-500, 500), min_size=1, max_size=6)
 
@@ -160,3 +168,164 @@ def test_the_error_of_a_kernel_is_shown_with_the_kernel_s_line():
         r for r in machinery.check_source(exercise.name, source)["results"] if r["state"] == "failed"
     ]
     assert "tl.expp(" in result["line"]
+
+
+def test_the_benchmark_measures_what_a_call_takes():
+    def sleeps(q, k, v):
+        time.sleep(0.02)
+        return q + k + v
+
+    inputs = benchmark.attention_inputs
+    (row,) = benchmark.benchmark_table({"sleeps": sleeps}, [8], [4], inputs, warmups=1, samples=3)
+    assert list(row) == ["length", "head_dim", "name", "forward_ms", "backward_ms"]
+    assert row["forward_ms"] >= 20
+    assert 0 < row["backward_ms"] < row["forward_ms"]
+
+
+def test_the_pretended_gpu_is_a_queue_with_slow_first_calls_and_hiccups():
+    machine = benchmark.Machine(first_calls_slow=True, hiccups=True)
+    function, qkv = machine.attention("in tiles"), machine.inputs(100, 10)
+    usual = benchmark.milliseconds("in tiles", 100, 10, "forward") / 1e3
+    factors = []
+    for _ in range(8):
+        began = machine.clock()
+        function(*qkv)
+        assert machine.clock() == began  # enqueued, not done
+        machine.synchronize()
+        factors.append((machine.clock() - began) / usual)
+    assert factors == pytest.approx([50, 50, 50, 0.5, 1, 1, 5, 1])
+
+
+# Where the exercises are solved, and what they need.
+
+
+def test_the_page_has_the_first_exercise_and_does_not_look_for_torch():
+    carried = {name for name in page_files() if "exercises/kernels" in name}
+    assert carried == {"lmlib/book/exercises/kernels.py"}
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import importlib.util as u; found = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'torch' else found(name, *rest)\n"
+        "from lmlib.book.exercises import machinery; print(*machinery.names('kernels'))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["kernels/merge"]
+
+
+@pytest.mark.skipif(not checks.INTERPRETED, reason="kernels are compiled here")
+def test_triton_that_came_too_early_is_told():
+    script = "import triton\nfrom lmlib.book.exercises import machinery; machinery.names('kernels')"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment
+    )
+    assert "import kernels._runtime first" in run.stderr
+
+
+# The cases that a GPU adds, on small tensors of this machine and with a pretended clock.
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """The content modules as they are on a GPU, but for the device, the sizes and the clock."""
+    pretended = SimpleNamespace(seconds=1.0, copy_rate=1.0, peak=0)
+
+    class Clock:
+        def warm_up(self, timed):
+            timed.run(timed.prepare())
+
+        def samples(self, timed, count):
+            return [pretended.seconds] * count
+
+        def compare(self, competitors, seconds):
+            return {name: self.samples(timed, 3) for name, timed in competitors.items()}
+
+    timing = "kernels.bench.timing."
+    monkeypatch.setattr(timing + "Clock", Clock)
+    monkeypatch.setattr(timing + "copy_bandwidth", lambda clock: [pretended.copy_rate] * 10)
+    monkeypatch.setattr(
+        timing + "memory_of", lambda timed: (timed.run(timed.prepare()), (pretended.peak, 0))[1]
+    )
+    draw = checks.draw
+    monkeypatch.setattr(checks, "GPU", True)
+    monkeypatch.setattr(checks, "draw", lambda *shape, **how: draw(*(min(n, 32) for n in shape), **how))
+    modules = {}
+    for module in (rows, attention, benchmark):
+        spec = importlib.util.spec_from_file_location(f"{module.__name__}_on_gpu", module.__file__)
+        copy = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, copy)
+        spec.loader.exec_module(copy)
+        modules[module] = copy
+    return pretended, modules
+
+
+def gpu_cases(module):
+    exercises = [each for each in vars(module).values() if isinstance(each, machinery.Exercise)]
+    return [(each, case) for each in exercises for case in each.cases if case.name.startswith("GPU: ")]
+
+
+@pytest.mark.parametrize(("module", "count"), [(rows, 7), (attention, 7)])
+def test_solutions_pass_the_cases_of_a_gpu(on_gpu, module, count):
+    pretended, modules = on_gpu
+    pretended.seconds = 1e-9  # faster than any copy
+    found = gpu_cases(modules[module])
+    assert len(found) == count
+    for exercise, case in found:
+        result = machinery._run(case, exercise.solution)
+        assert result.state == "passed", f"{exercise.name}: {result}"
+
+
+def test_slow_answers_and_wide_ones_fail_the_cases_of_a_gpu(on_gpu):
+    pretended, modules = on_gpu
+    pretended.seconds, pretended.copy_rate, pretended.peak = 1.0, 1e6, 2**40
+    measured = [
+        (exercise, case)
+        for module in (rows, attention)
+        for exercise, case in gpu_cases(modules[module])
+        if case.name in ("GPU: speed", "GPU: memory")
+    ]
+    failed = {
+        f"{exercise.name} {case.name}"
+        for exercise, case in measured
+        if machinery._run(case, exercise.solution).state == "failed"
+    }
+    rowwise = {f"kernels/{name} GPU: speed" for name in ("softmax", "rms-norm", "rms-norm-backward")}
+    tiled = {f"kernels/{name} GPU: memory" for name in ("flash-tiles", "flash-backward", "flash-triton")}
+    assert failed == rowwise | tiled
+
+
+def test_attention_of_six_times_torch_s_time_is_too_slow(monkeypatch):
+    def compare(self, competitors, seconds):
+        return {name: [6.0 if name == "yours" else 1.0] for name in competitors}
+
+    clock = type("Clock", (), {"warm_up": lambda self, timed: None, "compare": compare})
+    monkeypatch.setattr("kernels.bench.timing.Clock", clock)
+    qkv = checks.draw(3, 1, 1, 8, 16)
+    assert attention._against_flash(attention.flash_attention)(*qkv, True) == "6.0 times PyTorch's"
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "missing", "all fits", "off"])
+def test_the_table_of_a_gpu_is_measured_again(on_gpu, monkeypatch, wrong):
+    pretended, modules = on_gpu
+    copy = modules[benchmark]
+    monkeypatch.setattr(copy, "attention_inputs", lambda length, head_dim: checks.draw(3, 1, 1, 8, 16))
+    table = copy._table(copy.LENGTHS, copy.HEAD_DIMS, "in tiles", "written out", memory=2**28)
+    for row in table:
+        row["name"] = row["name"].replace("in tiles", "scaled_dot_product_attention")
+    place = next(row for row in table if (row["length"], row["head_dim"]) == (16_384, 128))
+    pretended.seconds = place["forward_ms"] / 1e3
+    if wrong == "missing":
+        table[0]["backward_ms"] = None
+    if wrong == "all fits":
+        table[-1]["forward_ms"] = 1.0
+    if wrong == "off":
+        place["forward_ms"] *= 3
+    ((_, case),) = gpu_cases(copy)
+    assert (case.then(table) == case.expected) == (wrong == "nothing")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", machinery.names("kernels"))
+def test_solutions_pass_on_a_gpu(name):
+    report = machinery.check(name, machinery.get(name).solution)
+    assert report.passed, str(report)

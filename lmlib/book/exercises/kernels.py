@@ -3,6 +3,7 @@
 All but the first need torch, and most need Triton: they are solved in the notebook.
 """
 
+import importlib
 import math
 from importlib.util import find_spec
 
@@ -108,7 +109,13 @@ any way. Carry the weighted sum of values along, rescaled by the same factors, a
 
 def _register_with_triton() -> None:
     """Register all in the chapter's order. Imported here, so that the page does not look for torch."""
-    import kernels._runtime  # noqa: F401  before anything imports Triton: it chooses interpreter or compiler
+    from kernels._runtime import INTERPRETED, tl  # before anything else imports Triton
+
+    if INTERPRETED and isinstance(tl.zeros, importlib.import_module("triton.runtime.jit").JITFunction):
+        raise ImportError(
+            "Triton was imported before kernels._runtime, and is set to compile for a GPU that is not here. "
+            "Restart, and import kernels._runtime first."
+        )
     from lmlib.book.exercises.kernels_attention import FLASH_BACKWARD, FLASH_TILES, FLASH_TRITON
     from lmlib.book.exercises.kernels_benchmark import BENCHMARK
     from lmlib.book.exercises.kernels_rows import RMS_NORM, RMS_NORM_BACKWARD, SOFTMAX
