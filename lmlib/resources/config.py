@@ -66,6 +66,11 @@ class _Keys:
             raise ArgumentError(name, f"must be one of {', '.join(_ACTIVATIONS)}; got {value!r}")
         return _ACTIVATIONS[value]
 
+    def refuse(self, name: str) -> None:
+        """Refuse a flag that adds weights which are not described here."""
+        if self.config.get(name):
+            raise ArgumentError(name, f"true is not supported for {self.config['model_type']}")
+
     def _because(self) -> str:
         return f"absent, the default of {self.config['model_type']}"
 
@@ -128,6 +133,7 @@ def _build(keys: _Keys, layers: Sequence[Layer], tied: bool, norm: str = "rmsnor
 
 
 def _gpt2(keys: _Keys) -> Model:
+    keys.refuse("add_cross_attention")
     d_model, n_heads = keys.integer("n_embd"), keys.integer("n_head")
     if n_heads == 0 or d_model % n_heads:
         raise ArgumentError("n_head", f"must divide n_embd = {d_model}, got {n_heads}")
@@ -361,6 +367,7 @@ def _deepseek(keys: _Keys) -> Model:
         keys.integer("v_head_dim"),
         bias=keys.flag("attention_bias", False),
     )
+    keys.refuse("mlp_bias")
     if keys.config.get("moe_layer_freq") not in (None, 1):
         raise ArgumentError("moe_layer_freq", f"must be 1, got {keys.config['moe_layer_freq']!r}")
     v3 = keys.config["model_type"] == "deepseek_v3"

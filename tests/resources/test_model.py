@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmlib.resources import MLP, PRESETS, ArgumentError, Attention, LatentAttention, Layer, Model, MoE, load
 from lmlib.resources.config import SUPPORTED
 from lmlib.resources.model import describe
+from lmlib.resources.parameters import parameters
 
 LLAMA = dict(PRESETS["llama-3-8b"].config)
 
@@ -152,3 +154,45 @@ def test_a_key_that_is_left_out_is_refused_or_said_or_means_nothing(name):
         if replace(model, assumptions=()) != replace(whole, assumptions=()):
             silent += [] if any(key in line for line in said) else [key]
     assert (silent, misnamed) == ([], [])
+
+
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 64, "head_dim": 16, "n_embd": 64,
+    "n_layer": 3, "n_head": 4, "n_positions": 64, "moe_intermediate_size": 32, "num_local_experts": 4,
+    "num_experts": 4, "num_experts_per_tok": 2, "n_routed_experts": 4, "shared_expert_intermediate_size": 32,
+    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "pad_token_id": 0, "sliding_window": 16,
+}  # fmt: skip
+
+
+def changed(config):
+    """Each flag turned over and each size doubled, one at a time."""
+    for key, value in config.items():
+        if isinstance(value, bool):
+            yield key, not value
+        elif isinstance(value, int) and value > 0 and not key.endswith("token_id"):
+            yield key, 2 * value
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_no_key_changes_a_model_unseen(kind):
+    """Of all keys that transformers knows: it builds as many parameters as we count, or we refuse."""
+    known = AutoConfig.for_model(kind).to_dict()
+    sizes = {key: value for key, value in SMALL.items() if key in known}
+    compared, wrong = 0, []
+    for key, value in changed(AutoConfig.for_model(kind, **sizes).to_dict()):
+        try:
+            config = AutoConfig.for_model(kind, **sizes | {key: value})
+            with torch.device("meta"):
+                built = sum(each.numel() for each in AutoModelForCausalLM.from_config(config).parameters())
+        except Exception:  # not a model for transformers either: heads that do not divide, and such
+            continue
+        try:
+            ours = parameters(Model.from_hf(config.to_dict())).total
+        except ArgumentError:
+            continue
+        compared += 1
+        wrong += [(key, value, built, ours)] if ours != built else []
+    assert wrong == []
+    assert compared >= 8
