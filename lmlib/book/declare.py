@@ -393,7 +393,9 @@ class Widget:
 
     ``compute(**values)`` gets one value for each input and returns outputs; it raises InputError for a
     combination that it refuses. ``section`` links to where the book derives the answer. ``modules`` names
-    modules that ``compute`` imports only when called, so that they go into the page too.
+    modules that ``compute`` imports only when called, so that they go into the page too. ``rehearsal`` is an
+    entry, by input, that the page works out once before it says that it is ready: the first time through a
+    way of computing takes longest, and no reader should wait for it.
     """
 
     name: str
@@ -403,9 +405,11 @@ class Widget:
     compute: Callable[..., Sequence[Output]]
     section: str = ""
     modules: tuple[str, ...] = ()
+    rehearsal: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [one.name for one in self.inputs]
+        self._check_preset("rehearsal", "", self.rehearsal)
         if len(set(names)) < len(names):
             raise ValueError(f"widget {self.name!r}: two inputs have one name in {names}")
         for one in self.inputs:

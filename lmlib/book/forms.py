@@ -42,11 +42,17 @@ def _answer(widget: Widget, raw: Mapping[str, object]) -> dict[str, Any]:
     }
 
 
-def fields(name: str, base: str) -> str:
-    """JSON of the fields that ``form_html`` left empty because they do not show at first: markup by name."""
+def prepare(name: str, base: str) -> str:
+    """Compute once, for the entries at first and for the widget's rehearsal, so that later answers are quick.
+
+    Returns JSON of the fields that ``form_html`` left empty because they do not show at first: markup by
+    name.
+    """
     widget = get(name)
     texts = _default_texts(widget)
     state = _answer(widget, texts)
+    if widget.rehearsal:
+        _answer(widget, {**texts, **widget.rehearsal})
     hidden = [one for one in widget.inputs if one.name not in state["visible"]]
     return json.dumps({one.name: _inside(one, base, texts[one.name], state) for one in hidden})
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -163,6 +164,35 @@ def ask_worker() -> Callable[[Any, str, list[dict[str, str]]], list[str]]:
         return answers
 
     return ask
+
+
+@pytest.fixture
+def spent(browser: Any) -> Callable[[], tuple[float, float]]:
+    """``spent()``: ms of processor time so far of the page's worker, and of the thread that draws the page.
+
+    Another program that wants the processor does not add to it, as it does to what a clock shows. Linux says
+    it, of each thread; where nothing says it, both stay 0.
+    """
+
+    def read() -> tuple[float, float]:
+        worker = drawing = 0.0
+        for process in psutil.Process().children(recursive=True):
+            threads = Path(f"/proc/{process.pid}/task")
+            try:
+                names = {each: (each / "comm").read_text() for each in threads.iterdir()}
+                workers = [each for each, name in names.items() if name.startswith("DedicatedWorker")]
+                if workers:
+                    worker += sum(map(_processor_ms, workers))
+                    drawing += _processor_ms(threads / str(process.pid))
+            except OSError:
+                continue  # it ended meanwhile, or this is not Linux
+        return worker, drawing
+
+    return read
+
+
+def _processor_ms(thread: Path) -> float:
+    return int((thread / "schedstat").read_text().split()[0]) / 1e6
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from lmlib.book.declare import Widget, get
 
 pytestmark = pytest.mark.browser
 
-SLACK = 4  # the machine that tests may be busy; the page says 50 ms
+WITHIN, DRAWN_WITHIN = 50, 150  # ms, as the book promises
 N_INPUTS = {
     "roofline": 167,
     "how-long": 167,
@@ -70,19 +70,32 @@ def test_fields_that_do_not_show_at_first_come_with_python(visit: Callable[..., 
 
 
 @pytest.mark.parametrize("what", TYPED)
-def test_every_calculator_answers_in_time_for_the_largest_model(visit: Callable[..., Any], what: str) -> None:
+def test_every_calculator_answers_in_time_for_the_largest_model(
+    visit: Callable[..., Any], spent: Callable[[], tuple[float, float]], what: str
+) -> None:
+    """Every answer, the first ones too, by the processor time of the worker; the quickest by the clock, which
+    on a machine that does other things as well runs on meanwhile."""
     page = visit(f"resources/{what}")
     chosen, typed = TYPED[what]
+    if page.locator("lm-plot").count():
+        page.locator("lm-plot").first.scroll_into_view_if_needed()
+        page.wait_for_selector("lm-plot[data-drawn]")
+    used: list[tuple[float, float]] = []
 
     def enter(name: str, act: Callable[[Any], Any]) -> float:
         before = int(page.get_attribute("lm-widget", "data-answers") or 0)
+        worker, drawing = spent()
         act(page.locator(f"lm-widget [name={name}]"))
         page.wait_for_function(f"+document.querySelector('lm-widget').dataset.answers > {before}")
         page.wait_for_function("!document.querySelector('lm-widget').busy")
+        now = spent()
+        used.append((now[0] - worker, now[1] - drawing))
         return float(page.get_attribute("lm-widget", "data-ms"))
 
     times = [enter(name, lambda at, value=value: at.select_option(value)) for name, value in chosen.items()]
     times += [enter(name, lambda at, value=value: at.fill(value)) for name, value in typed]
     assert page.locator(".lm-error:not([hidden])").count() == 0
-    print(f"{what}: ms", times)
-    assert sorted(times)[len(times) // 2] < 50 * SLACK
+    print(f"{what}: ms by the clock {times}, of the worker and for drawing {used}")
+    assert min(times) < WITHIN
+    assert max(worker for worker, _ in used) < WITHIN
+    assert sorted(map(sum, used))[len(used) // 2] < DRAWN_WITHIN

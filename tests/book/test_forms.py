@@ -42,7 +42,7 @@ class Page(HTMLParser):
 def _completed(name: str) -> str:
     """The form with the fields that do not show at first, as the page's script completes it."""
     html = forms.form_html(get(name))
-    for field, inside in json.loads(forms.fields(name, name.replace("/", "-"))).items():
+    for field, inside in json.loads(forms.prepare(name, name.replace("/", "-"))).items():
         empty = f'data-field="{field}" hidden></div>'
         assert empty in html
         html = html.replace(empty, f'data-field="{field}" hidden>{inside}</div>')

@@ -18,8 +18,8 @@ from lmlib.book.exercises.display import exercise_html
 pytestmark = pytest.mark.browser
 
 PRICE, MERGE, VIEW = (f"tokenization/{what}" for what in ("vocabulary-size", "merge-steps", "token-view"))
-SLACK = 4  # the machine that tests may be busy; the page says 50 ms, 150 ms with its plot, 6 s to be ready
-
+READY_WITHIN, WITHIN, DRAWN_WITHIN = 6000, 50, 150  # ms, as the book promises
+SLACK = 4  # of the time to be ready by the clock: the machine that tests may be busy
 
 Visit = Callable[..., Any]
 
@@ -53,19 +53,25 @@ def test_page_and_python_agree_on_random_inputs(
     assert n_inputs // 3 < good < n_inputs
 
 
-def test_typing_a_size_answers_in_time_with_what_python_says(visit: Visit) -> None:
+def test_typing_a_size_answers_in_time_with_what_python_says(
+    visit: Visit, spent: Callable[[], tuple[float, float]]
+) -> None:
     page = visit(PRICE)
-    assert float(page.evaluate("document.documentElement.dataset.lmReadyMs")) < 6000 * SLACK
+    assert spent()[0] < READY_WITHIN
+    assert float(page.evaluate("document.documentElement.dataset.lmReadyMs")) < READY_WITHIN * SLACK
     page.locator("lm-plot").scroll_into_view_if_needed()
     page.wait_for_selector("lm-plot[data-drawn]")
-    times, plot_times = [], []
+    times, plot_times, used = [], [], []
     for size in ("1000", "64Ki", "32,000", "2^15", "100k"):
+        before = spent()[0]
         settled(page, lambda size=size: field(page, "vocab_size").fill(size))
         times.append(float(page.get_attribute("lm-widget", "data-ms")))
         plot_times.append(float(page.get_attribute("lm-widget", "data-ms-plot")))
-    print("answers in ms", times, "with the plot", plot_times)
-    assert sorted(times)[2] < 50 * SLACK
-    assert sorted(plot_times)[2] < 150 * SLACK
+        used.append(spent()[0] - before)
+    print("answers in ms", times, "with the plot", plot_times, "of the worker", used)
+    assert min(times) < WITHIN
+    assert min(plot_times) < DRAWN_WITHIN
+    assert max(used) < WITHIN
     assert page.locator("[data-field=vocab_size] .lm-read").inner_text() == "= 100,000"
     outputs = get(PRICE).run({"vocab_size": "100k", "model": "custom"})["outputs"]
     assert page.locator(".lm-headline dd").nth(1).inner_text() == f"{int(outputs[1]['value']):,}"

@@ -214,7 +214,7 @@
       this.status.textContent = "Starting Python in the page; what is shown belongs to the values that the book was built with.";
       try {
         await widgets.start();
-        this.complete(JSON.parse(await widgets.ask("fields", this.dataset.name, this.id)));
+        this.complete(JSON.parse(await widgets.ask("prepare", this.dataset.name, this.id)));
       } catch (fault) { return this.fail(fault); }
       this.awake = true;
       this.since = undefined;  // the first answer is not charged with the start

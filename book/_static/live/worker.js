@@ -1,5 +1,5 @@
 /* Python in the page: one Pyodide, one question at a time. It holds no knowledge of the book but three entry
-   points of lmlib: the answer of a widget, its fields that did not show at first, and the checks of an exercise. */
+   points of lmlib: what a widget needs before its first answer, that answer, and the checks of an exercise. */
 import {loadPyodide} from "../pyodide/pyodide.mjs";
 
 const ready = (async () => {
@@ -14,7 +14,7 @@ const ready = (async () => {
   const {dumps} = python.pyimport("json");
   return {
     answer: forms.answer,
-    fields: forms.fields,
+    prepare: forms.prepare,
     check: (name, source) => dumps(python.pyimport("lmlib.book.exercises.machinery").check_source(name, source)),
   };
 })();
