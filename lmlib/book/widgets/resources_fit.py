@@ -10,7 +10,7 @@ from lmlib.book.declare import Choice, InputError, Note, Number, Output, Plot, T
 from lmlib.book.quantities import readable
 from lmlib.book.widgets.resources_devices import device_inputs, read_device
 from lmlib.book.widgets.resources_explain import explained, plain, section
-from lmlib.book.widgets.resources_models import check_context, model_inputs, with_model
+from lmlib.book.widgets.resources_models import REHEARSAL, check_context, model_inputs, with_model
 from lmlib.resources.layout import Layout, part
 from lmlib.resources.ledger import Ledger, Term, derive
 from lmlib.resources.memory import Shards, Timeline, memory, peak
@@ -658,5 +658,6 @@ register(
             calculate, {"length": "context_length", "kind": "optimizer", "master": "optimizer", "etp": "tp"}
         ),
         section=section(_ANCHOR),
+        rehearsal=REHEARSAL,
     )
 )

@@ -7,7 +7,7 @@ from lmlib.book.declare import Choice, Group, Note, Number, Output, Table, Value
 from lmlib.book.quantities import readable
 from lmlib.book.widgets.resources_devices import device_inputs, read_device
 from lmlib.book.widgets.resources_explain import explained, plain, section, steps
-from lmlib.book.widgets.resources_models import check_context, model_inputs, with_model
+from lmlib.book.widgets.resources_models import REHEARSAL, check_context, model_inputs, with_model
 from lmlib.resources.cost import cost
 from lmlib.resources.flops import departures, training
 from lmlib.resources.hardware import Device
@@ -241,5 +241,6 @@ register(
         ),
         compute=with_model(calculate, {"length": "context_length", "utilisation": "mfu_percent"}),
         section=section(_MONEY),
+        rehearsal=REHEARSAL,
     )
 )

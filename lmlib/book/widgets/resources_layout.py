@@ -20,7 +20,7 @@ from lmlib.book.declare import (
 from lmlib.book.quantities import readable
 from lmlib.book.widgets.resources_devices import device_inputs, read_device
 from lmlib.book.widgets.resources_explain import explained, plain, section, steps
-from lmlib.book.widgets.resources_models import check_context, model_inputs, with_model
+from lmlib.book.widgets.resources_models import REHEARSAL, check_context, model_inputs, with_model
 from lmlib.resources.communication import Traffic, communication
 from lmlib.resources.hardware import Device
 from lmlib.resources.layout import LARGEST_GROUP, Divided, Layout, part, rank
@@ -366,5 +366,6 @@ register(
             },
         ),
         section=section(_ANCHOR),
+        rehearsal=REHEARSAL,
     )
 )

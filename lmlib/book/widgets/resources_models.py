@@ -14,6 +14,8 @@ from lmlib.resources.presets import PRESETS, load
 from lmlib.resources.units import ArgumentError
 
 SIZES, CONFIG = "sizes", "config"
+REHEARSAL = {"model": "deepseek-v2"}
+"""The entry that goes through most formulas: experts, latent attention, a leading dense layer."""
 _GROUP = "The model"
 _OWN = ("model", (SIZES,))
 

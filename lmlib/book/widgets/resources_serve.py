@@ -8,7 +8,7 @@ from lmlib.book.declare import Choice, Note, Number, Output, Plot, Table, Value,
 from lmlib.book.quantities import readable
 from lmlib.book.widgets.resources_devices import device_inputs, read_device
 from lmlib.book.widgets.resources_explain import explained, plain, section, steps
-from lmlib.book.widgets.resources_models import check_context, model_inputs, with_model
+from lmlib.book.widgets.resources_models import REHEARSAL, check_context, model_inputs, with_model
 from lmlib.resources.kv_cache import cache, per_token
 from lmlib.resources.model import Attention, Model
 from lmlib.resources.serving import Bound, decode, largest_batch, prefill, room
@@ -212,5 +212,6 @@ register(
             calculate, {"context": "context_length", "dtype": "compute_dtype", "usable": "usable_percent"}
         ),
         section=section(_ANCHOR),
+        rehearsal=REHEARSAL,
     )
 )
