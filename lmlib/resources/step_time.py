@@ -8,7 +8,9 @@
 - A pipeline idles ``(pp - 1) / (vpp * microbatches)`` of the time that its stages are busy with
   micro-batches (Narayanan et al. 2021, arXiv:2104.04473, section 2.2). What is sent once a step is not
   part of that.
-- The optimizer's update is left out: it reads and writes state at the speed of memory, a few milliseconds.
+- One efficiency for everything leaves the optimizer's update out, which reads and writes its state at the
+  speed of memory, and belongs to one width and machine. ``Kernels`` in its place count kernel by kernel, see
+  ``kernel_time``: the one number that remains is the speed of a large product.
 """
 
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from fractions import Fraction
 from lmlib.resources.communication import COPIED, GROUPS, Traffic, communication
 from lmlib.resources.flops import training
 from lmlib.resources.hardware import Device
+from lmlib.resources.kernel_time import Kernels, kernel_seconds, update_seconds
 from lmlib.resources.layout import Divided, Layout
 from lmlib.resources.ledger import Ledger, Term, derive
 from lmlib.resources.model import Model
@@ -138,7 +141,7 @@ def step_time(
     micro_batch: int,
     length: int,
     *,
-    efficiency: Number,
+    efficiency: Number | Kernels,
     mask: str,
     hidden: Mapping[str, Number] | None = None,
     latency: Number = 0,
@@ -151,7 +154,7 @@ def step_time(
 
     Args:
         micro_batch: sequences of one micro-batch and data parallel rank. length: tokens of each.
-        efficiency: share of the peak that a rank reaches while it computes, 0 to 1.
+        efficiency: share of the peak that a rank reaches while it computes, 0 to 1; or how its kernels run.
         mask: what attention computes, see ``flops.attended_pairs``: ``full``, or ``causal`` for a kernel
             that leaves masked blocks out.
         hidden: share of each group's communication that runs behind arithmetic; 0 where not given.
@@ -160,11 +163,13 @@ def step_time(
     Raises:
         ArgumentError: for a layout that does not fit the model, or a figure out of bounds.
     """
-    check_number("efficiency", efficiency, 0.0001, 1)
+    kernels = efficiency if isinstance(efficiency, Kernels) else None
+    share = efficiency.efficiency if isinstance(efficiency, Kernels) else efficiency
+    check_number("efficiency", share, 0.0001, 1)
     shares = dict(hidden or {})
-    for group, share in shares.items():
+    for group, part in shares.items():
         check_choice("hidden", group, GROUPS)
-        check_number("hidden", share, 0, 1)
+        check_number("hidden", part, 0, 1)
     divided = Divided(model, layout)
     whole = training(
         model, micro_batch, length, mask=mask, count="hardware", kernel=kernel, recompute=recompute
@@ -179,16 +184,32 @@ def step_time(
         recompute="none" if recompute == "none" else "full" if recompute.startswith("full") else "core",
         gradient_bytes=gradient_bytes,
     )
-    compute = derive(
-        "arithmetic",
-        "microbatches * flops / (peak * efficiency)",
-        "seconds",
-        device.source_of(dtype or device.default_dtype),
-        microbatches=layout.microbatches,
-        flops=flops.total,
-        peak=device.peak_of(dtype or device.default_dtype),
-        efficiency=efficiency,
-    )
+    peak = device.peak_of(dtype or device.default_dtype)
+    compute: Term | Ledger
+    if kernels:
+        compute = kernel_seconds(
+            divided,
+            stage,
+            device,
+            kernels,
+            micro_batch,
+            length,
+            mask=mask,
+            kernel=kernel,
+            recompute=recompute,
+            peak=peak,
+        ).scale(layout.microbatches, "microbatches")
+    else:
+        compute = derive(
+            "arithmetic",
+            "microbatches * flops / (peak * efficiency)",
+            "seconds",
+            device.source_of(dtype or device.default_dtype),
+            microbatches=layout.microbatches,
+            flops=flops.total,
+            peak=peak,
+            efficiency=share,
+        )
     busy, once = _exposed(traffic, device, latency, shares, compute.value)
     entries: list[Term | Ledger] = [compute]
     if busy:
@@ -208,6 +229,8 @@ def step_time(
         )
     if once:
         entries.append(Ledger("sent once a step, not hidden", "seconds", tuple(once)))
+    if kernels:
+        entries.append(update_seconds(divided, stage, device))
     tokens = layout.dp * layout.microbatches * micro_batch * length
     return StepTime(Ledger("step", "seconds", tuple(entries)), stage, tokens, flops, traffic)
 

@@ -9,6 +9,7 @@ from lmlib.resources.communication import RINGS, communication
 from lmlib.resources.cost import cost
 from lmlib.resources.flops import RECOMPUTE, departures, forward, training
 from lmlib.resources.hardware import device
+from lmlib.resources.kernel_time import Kernels
 from lmlib.resources.kv_cache import cache, per_token
 from lmlib.resources.layout import Divided, Layout, part, rank
 from lmlib.resources.ledger import Ledger, Term, evaluate
@@ -85,6 +86,9 @@ def of_layout(model):
                 yield from (traffic.ledger(), traffic.seconds(H100, 1e-5))
         step = step_time(model, layout, H100, 1, LENGTH, efficiency=0.5, mask="causal", hidden={"dp": 0.9})
         yield from (step.ledger, step.flops, step.tokens_per_second)
+        for kernel in ("flash", "math"):
+            options = {"mask": "full", "kernel": kernel, "recompute": "core"}
+            yield step_time(model, layout, H100, 1, LENGTH, efficiency=Kernels(0.7, True), **options).ledger
         yield step.mfu(model, LENGTH, H100, convention="causal")
         alone = Layout(dp=4, zero=zero, tp=tp, sp=tp > 1, pp=pp, ep=ep, microbatches=4, chunk_layers=chunks)
         for each in stage_peaks(model, alone, Profile(), Optimizer(master=True), 1, LENGTH):
