@@ -39,3 +39,16 @@ def test_clipping_is_torch_s_but_for_its_epsilon(gradient, max_norm):
     clipped, ours = training.clip([gradient[:2], gradient[2:]], max_norm)
     assert ours == pytest.approx(norm.item(), rel=1e-9, abs=1e-12)
     assert clipped == [pytest.approx(tensor.grad.tolist(), rel=1e-4, abs=1e-6) for tensor in tensors]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any))
+def test_pieces_add_up_to_torch_s_gradient(counts):
+    weight = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
+    inputs = torch.linspace(-1, 2, 2 * sum(counts), dtype=torch.float64).view(-1, 2)
+    (expected,) = torch.autograd.grad((inputs @ weight).square().mean(), weight)
+    pieces = []
+    for part in inputs.split(counts):
+        (gradient,) = torch.autograd.grad((part @ weight).square().mean(), weight)
+        pieces.append((gradient.tolist(), len(part)))
+    assert training.whole_gradient(pieces) == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-12)

@@ -226,6 +226,78 @@ def clip(gradients: list[list[float]], max_norm: float) -> tuple[list[list[float
     ),
 )
 
+# ---- training/pieces
+
+
+def whole_gradient(pieces: list[tuple[list[float], int]]) -> list[float]:
+    in_all = sum(count for _, count in pieces)
+    counted = [(gradient, count) for gradient, count in pieces if count]
+    return [
+        sum(gradient[i] * count for gradient, count in counted) / in_all for i in range(len(pieces[0][0]))
+    ]
+
+
+def _mean_of_means(pieces: list[tuple[list[float], int]]) -> list[float]:
+    return [sum(gradient[i] for gradient, _ in pieces) / len(pieces) for i in range(len(pieces[0][0]))]
+
+
+def _by_pieces(pieces: list[tuple[list[float], int]]) -> list[float]:
+    summed = [sum(gradient[i] * count for gradient, count in pieces) for i in range(len(pieces[0][0]))]
+    return [value / len(pieces) for value in summed]
+
+
+def _with_empty_pieces(pieces: list[tuple[list[float], int]]) -> list[float]:
+    in_all = sum(count for _, count in pieces)
+    return [sum(gradient[i] * count for gradient, count in pieces) / in_all for i in range(len(pieces[0][0]))]
+
+
+PIECES = Exercise(
+    name="training/pieces",
+    title="The gradient of a batch in pieces",
+    task="""
+Write `whole_gradient(pieces)`. A batch was cut into micro-batches. For each of them `pieces` holds a pair:
+the gradient of *its own* mean loss, and the number of its targets. Return the gradient of the mean loss
+over all targets of the batch. A piece that is all padding has 0 targets, and its mean is not-a-number.
+""",
+    difficulty=2,
+    minutes=10,
+    starter="""
+def whole_gradient(pieces: list[tuple[list[float], int]]) -> list[float]:
+    raise NotImplementedError
+""",
+    hints=(
+        "A mean times its count is a sum, and sums add up.",
+        "Divide once, at the end, by the targets of all pieces.",
+        "Not-a-number times 0 is not 0: leave out pieces without targets.",
+    ),
+    solution=whole_gradient,
+    remark="""
+It is simpler never to form the means: let each piece give its *summed* loss, divided by the targets of the
+whole batch, and let the gradients add up. `lmlib.training.step.train_step` does that.
+""",
+    cases=(
+        Case("one piece", ([([0.5, -1.0], 7)],), [0.5, -1.0], "One piece is the batch itself."),
+        Case("two pieces alike", ([([1.0], 4), ([3.0], 4)],), [2.0], "Divide by the targets of all pieces."),
+        Case(
+            "unequal pieces",
+            ([([1.0, 0.0], 1), ([5.0, 4.0], 3)],),
+            [4.0, 3.0],
+            "A piece with more targets weighs more: its mean times its count is its sum.",
+        ),
+        Case(
+            "a piece without targets",
+            ([([2.0], 2), ([math.nan], 0), ([4.0], 2)],),
+            [3.0],
+            "Leave out a piece without targets: its mean is not-a-number.",
+        ),
+    ),
+    wrong=(
+        Wrong(_by_pieces, "the batch itself"),
+        Wrong(_mean_of_means, "weighs more"),
+        Wrong(_with_empty_pieces, "without targets"),
+    ),
+)
+
 # ---- training/schedule
 
 
@@ -694,4 +766,4 @@ overestimates both.
     ),
 )
 
-register(BITS_PER_BYTE, CROSS_ENTROPY, CLIP, SCHEDULE, WINDOWS, ADAMW, TOP_P, PEAK)
+register(BITS_PER_BYTE, CROSS_ENTROPY, CLIP, PIECES, SCHEDULE, WINDOWS, ADAMW, TOP_P, PEAK)
