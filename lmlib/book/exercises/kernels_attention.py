@@ -574,31 +574,16 @@ weights are computed in both. `torch.autograd.Function` ties this to `flash_forw
 # ---- kernels/flash-triton
 
 
+# fmt: off
 @triton.jit
 def flash_kernel(
-    Q,
-    K,
-    V,
-    OUT,
-    LSE,
-    q_stride_b,
-    q_stride_h,
-    q_stride_t,
-    k_stride_b,
-    k_stride_h,
-    k_stride_t,
-    v_stride_b,
-    v_stride_h,
-    v_stride_t,
-    H,
-    T,
-    S,
-    scale,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    UPCAST: tl.constexpr,
+    Q, K, V, OUT, LSE,
+    q_stride_b, q_stride_h, q_stride_t,
+    k_stride_b, k_stride_h, k_stride_t,
+    v_stride_b, v_stride_h, v_stride_t,
+    H, T, S, scale,
+    HEAD_DIM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
 ):
     batch = tl.program_id(1) // H
     head = tl.program_id(1) % H
@@ -643,27 +628,14 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tens
     B, H, T, K = q.shape
     out = torch.empty((B, H, T, K), dtype=q.dtype, device=q.device)
     lse = torch.empty((B, H, T), dtype=torch.float32, device=q.device)
-    block = 64
+    block = 64 if K <= 64 else 32  # tiles of keys and values must fit into shared memory, in float32 too
     flash_kernel[(triton.cdiv(T, block), B * H)](
-        q,
-        k,
-        v,
-        out,
-        lse,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        H,
-        T,
-        k.shape[2],
-        K**-0.5,
-        HEAD_DIM=K,
-        BLOCK_T=block,
-        BLOCK_S=block,
-        CAUSAL=causal,
-        UPCAST=UPCAST,
+        q, k, v, out, lse, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        H, T, k.shape[2], K**-0.5,
+        HEAD_DIM=K, BLOCK_T=block, BLOCK_S=block, CAUSAL=causal, UPCAST=UPCAST, num_stages=2,
     )
     return out, lse
+# fmt: on
 
 
 def _triton_slip(name: str, old: str, new: str) -> Any:

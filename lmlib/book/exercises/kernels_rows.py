@@ -448,6 +448,7 @@ def norm_backward_kernel(
     tl.store(PARTS + tl.program_id(0) * columns + column, part, mask=inside)
 
 
+# fmt: off
 def rms_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, eps: float, programs: int
 ) -> tuple[Tensor, Tensor]:
@@ -455,20 +456,11 @@ def rms_norm_backward(
     dx = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
     parts = torch.empty((programs, columns), dtype=torch.float32, device=x.device)
     norm_backward_kernel[(programs,)](
-        dy,
-        x,
-        weight,
-        dx,
-        parts,
-        rows,
-        columns,
-        dy.stride(0),
-        x.stride(0),
-        eps,
-        BLOCK=triton.next_power_of_2(columns),
-        num_warps=8,
+        dy, x, weight, dx, parts, rows, columns, dy.stride(0), x.stride(0), eps,
+        BLOCK=triton.next_power_of_2(columns), num_warps=8,
     )
     return dx, parts.sum(0).to(weight.dtype)
+# fmt: on
 
 
 def _backward_of_torch(
