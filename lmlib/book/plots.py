@@ -177,7 +177,8 @@ def page_html(fig_dict: Mapping[str, Any]) -> str:
     data = [_decoded(trace) for trace in fig_dict["data"]]
     if _decoded(layout.get("template")) == _packed_template():
         layout["template"] = TEMPLATE  # once for the site, see `template_script`
-    spec = script_json({"data": [_rounded(trace) for trace in data], "layout": _rounded(_decoded(layout))})
+    drawn = [_rounded(_counted(trace)) for trace in data]
+    spec = script_json({"data": drawn, "layout": _rounded(_decoded(layout))})
     height = int(layout.get("height", 420))
     return (
         f'<figure class="lm-figure"><lm-plot role="img" aria-label="{escape(alt)}" '
@@ -228,6 +229,19 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _rounded(each) for key, each in value.items()}
     return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def _counted(trace: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Evenly spaced whole numbers along x as plotly's `x0` and `dx`, which say the same in less."""
+    x = trace.get("x")
+    if trace.get("type") != "scatter" or not isinstance(x, list) or len(x) < 3:
+        return trace
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in x):
+        return trace
+    first, step = x[0], x[1] - x[0]
+    if not step or x != [first + step * place for place in range(len(x))]:
+        return trace
+    return {**{key: value for key, value in trace.items() if key != "x"}, "x0": first, "dx": step}
 
 
 def _tables(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> str:

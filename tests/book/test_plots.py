@@ -98,8 +98,22 @@ def test_arrays_become_plain_numbers_and_gaps_stay_gaps():
     assert json.loads(page.scripts[0])["data"][0]["y"] == [1.23457, None, None]
     packed = go.Figure([go.Scatter(x=np.arange(3), y=values)], layout={"meta": {"alt": "x"}})
     trace = json.loads(rendered(packed).scripts[0])["data"][0]
-    assert trace["x"] == [0, 1, 2]
+    assert (trace["x0"], trace["dx"]) == (0, 1)
+    assert "x" not in trace
     assert trace["y"] == [1.23457, None, None]
+
+
+@pytest.mark.parametrize("x", [[5, 15, 25], [3, 2, 1]])
+def test_evenly_spaced_places_are_counted(x):
+    page = rendered(figure([{"x": x, "y": [1, 2, 3]}], **LABELS))
+    trace = json.loads(page.scripts[0])["data"][0]
+    assert [trace["x0"] + trace["dx"] * place for place in range(3)] == x
+    assert page.cells[::2] == [str(value) for value in x]
+
+
+@pytest.mark.parametrize("x", [[1, 2, 4], [0.5, 1, 1.5], ["a", "b", "c"], [1, 2], [0, 0, 0]])
+def test_other_places_stay_as_they_are(x):
+    assert json.loads(rendered(figure([{"x": x, "y": x}], **LABELS)).scripts[0])["data"][0]["x"] == x
 
 
 def test_a_grid_and_error_bars_have_their_numbers_in_the_table():
