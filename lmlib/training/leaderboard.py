@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from lmlib.architecture import ModelConfig, TransformerLM
-from lmlib.resources.units import ArgumentError
+from lmlib.resources.units import ArgumentError, check_number
 from lmlib.tokenization.storage import write_text
 from lmlib.training.checkpoint import CheckpointFolder
 from lmlib.training.config import RunConfig
@@ -68,6 +68,10 @@ def compete(
     started = time.monotonic() if started is None else started
     if (seconds is None) == (flops is None):
         raise ArgumentError("seconds", "or flops must be given, one of them")
+    if seconds is not None:
+        check_number("minutes", seconds / 60, 1e-9, 1e9)
+    if flops is not None:
+        check_number("flops", flops, 1, 1e40)
     if config.model_config().context_length < CONTEXT:
         raise ArgumentError(
             "model.context_length",
@@ -81,7 +85,11 @@ def compete(
     if seconds is not None:
         before = parallel.same(time.monotonic() - started)
         if before >= seconds:
-            raise ArgumentError("minutes", f"are used up: getting ready took {before:.0f} s")
+            raise ArgumentError(
+                "minutes",
+                f"are used up: getting ready took {before:.0f} s of {seconds:g} s "
+                f"(a second run finds its data in {folder} and starts sooner)",
+            )
         limits |= {"max_seconds": seconds - before, "schedule_by": "budget"}
     config = replace(config, trainer=replace(config.trainer, **limits))
     callbacks: list[Any] = [JsonLines(out / "log.jsonl"), Progress()] if parallel.is_main else []

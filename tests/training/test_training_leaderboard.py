@@ -72,16 +72,16 @@ def test_the_hash_is_of_the_content_not_of_its_order() -> None:
     assert digest({"a": 1, "b": [1.5]}) == digest({"b": [1.5], "a": 1, "sha256": "?"})
 
 
-def test_time_counts_from_the_start(tmp_path: Path) -> None:
-    """Two seconds that went by before training began are taken off the budget."""
+def test_time_counts_from_the_start(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Two seconds that went by before training began are taken off the budget (the data is there already)."""
     began = time.monotonic()
     config = read("leaderboard", SMALL)
-    entry = compete(config, tmp_path, seconds=5.0, started=began - 2.0)
+    entry = compete(config, tmp_path, seconds=5.0, started=began - 2.0, data_folder=made[0] / "data")
     assert entry["start_seconds"] >= 2.0
     assert entry["seconds"] <= 5.5
     assert entry["class"] == "CPU, 0.0833333 minutes"
     with pytest.raises(ArgumentError, match="minutes: are used up"):
-        compete(config, tmp_path, seconds=1.0, started=time.monotonic() - 2.0)
+        compete(config, tmp_path, seconds=1.0, started=time.monotonic() - 2.0, data_folder=made[0] / "data")
 
 
 def test_refuses_a_context_below_that_of_the_evaluation(tmp_path: Path) -> None:
@@ -90,3 +90,14 @@ def test_refuses_a_context_below_that_of_the_evaluation(tmp_path: Path) -> None:
         compete(replace(config, model={**config.model, "context_length": 256}), tmp_path, flops=1e8)
     with pytest.raises(ArgumentError, match="seconds: or flops"):
         compete(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "budget", [{"seconds": -60}, {"seconds": float("nan")}, {"seconds": 0}, {"flops": -1e9}]
+)
+def test_an_impossible_budget_is_refused_before_data_is_made(
+    tmp_path: Path, budget: dict[str, float]
+) -> None:
+    with pytest.raises(ArgumentError, match="must be from"):
+        compete(read("leaderboard", SMALL), tmp_path, **budget)
+    assert not list(tmp_path.iterdir())
