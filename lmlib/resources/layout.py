@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from lmlib.resources.ledger import Ledger, derive
-from lmlib.resources.model import MLP, Layer, Model, MoE
+from lmlib.resources.model import LARGEST_LAYERS, MLP, Layer, Model, MoE
 from lmlib.resources.parameters import BUFFER, WHOLE, Weight, layer_weights
 from lmlib.resources.sources import STATES, ZERO
 from lmlib.resources.units import ArgumentError, Number, check_bool, check_choice, check_integer
@@ -86,6 +86,8 @@ class Layout:
                 "ep",
                 f"ep * etp = {self.ep * self.etp} must divide the dp * cp * tp = {stage} ranks of a stage",
             )
+        for size in self.chunk_layers or ():
+            check_integer("chunk_layers", size, 0, LARGEST_LAYERS)
         if self.chunk_layers is not None and len(self.chunk_layers) != self.pp * self.vpp:
             raise ArgumentError(
                 "chunk_layers",
@@ -162,7 +164,7 @@ class Layout:
                     "pp",
                     f"pp * vpp = {chunks} must divide the {model.n_layers} layers, or give chunk_layers",
                 )
-        elif sum(self.chunk_layers) != model.n_layers or min(self.chunk_layers) < 0:
+        elif sum(self.chunk_layers) != model.n_layers:
             raise ArgumentError(
                 "chunk_layers", f"must add up to {model.n_layers} layers, got {sum(self.chunk_layers)}"
             )

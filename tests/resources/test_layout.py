@@ -176,6 +176,11 @@ def test_a_model_that_does_not_divide_is_refused(sizes, field):
         ({"schedule": "zb"}, "schedule"),
         ({"ep": 3, "dp": 4}, "ep"),
         ({"pp": 2, "chunk_layers": (1,)}, "chunk_layers"),
+        ({"pp": 2, "chunk_layers": (-1, 33)}, "chunk_layers"),
+        ({"pp": 2, "chunk_layers": (1.5, 30.5)}, "chunk_layers"),
+        ({"tp": 2**17}, "tp"),
+        ({"dp": -4}, "dp"),
+        ({"cp": "2"}, "cp"),
         ({"microbatches": -1}, "microbatches"),
     ],
 )
