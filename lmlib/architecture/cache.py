@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lmlib.architecture.config import ModelConfig
@@ -25,15 +26,17 @@ class LayerCache:
         self.filled = 0
         self.dropped = 0  # tokens that no later query can see, and that are gone
 
-    def update(self, *new: Tensor) -> list[Tensor]:
-        """Add tokens; return those that are kept and the new ones, views of the buffers, oldest first."""
+    def update(self, *new: Float[Tensor, "B G T K"]) -> list[Float[Tensor, "B G S K"]]:
+        """Add tokens; return those that are kept and the new ones, views of the buffers, oldest first.
+
+        Raises:
+            ValueError: for another batch, or other heads, than the tokens before had.
+        """
         new = tuple(x.detach() for x in new)
         if not self.buffers:
             self.buffers = [x.new_empty(*x.shape[:-2], self.capacity, x.shape[-1]) for x in new]
-        if new[0].shape[0] != self.buffers[0].shape[0]:
-            raise ValueError(
-                f"cache: holds a batch of {self.buffers[0].shape[0]}, the tokens are one of {new[0].shape[0]}"
-            )
+        for buffer, x in zip(self.buffers, new, strict=True):
+            _check_alike(buffer, x)
         length = new[0].shape[-2]
         if self.filled + length > self.capacity:
             self._forget()
@@ -67,8 +70,8 @@ class LayerCache:
         self.filled = keep
         return joint
 
-    def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens of the sequence."""
+    def check_truncate(self, length: int) -> None:
+        """Raise ValueError if what the next query after ``length`` tokens can see is no longer here."""
         seen = self.dropped + self.filled
         lost = max(0, length - (self.window or length + 1) + 1)  # the first token that the next query misses
         if length < seen and lost < self.dropped:
@@ -76,7 +79,21 @@ class LayerCache:
                 f"length: a layer with window {self.window} has dropped its first {self.dropped} tokens, "
                 f"so that {length} cannot be restored"
             )
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens of the sequence."""
+        self.check_truncate(length)
         self.filled = min(self.filled, length - self.dropped)
+
+
+def _check_alike(buffer: Tensor, new: Tensor) -> None:
+    if new.shape[0] != buffer.shape[0]:
+        raise ValueError(f"cache: holds a batch of {buffer.shape[0]}, the tokens are one of {new.shape[0]}")
+    held, given = ((*x.shape[1:-2], x.shape[-1]) for x in (buffer, new))
+    if held != given:
+        raise ValueError(
+            f"cache: is another model's: holds heads and widths {held}, this model's are {given}"
+        )
 
 
 class KVCache:
@@ -114,10 +131,12 @@ class KVCache:
         """Go back to the first ``length`` tokens, as speculative decoding does after a refusal.
 
         Raises:
-            ValueError: if a layer with a window no longer has what that needs.
+            ValueError: if a layer with a window no longer has what that needs; nothing is forgotten then.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"length: must be from 0 to {self.length}, got {length}")
+        for layer in self.layers:
+            layer.check_truncate(length)
         for layer in self.layers:
             layer.truncate(length)
         self.length = length

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lmlib.architecture.model import TransformerLM
 
+_COLDEST = 1e-30  # what is below is the same in fp32: only the likeliest token is left
+
 
 @torch.no_grad()
 def generate(
@@ -69,11 +71,13 @@ def draw(
     """One token for each row of logits; arguments as of ``generate``."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits.float() / temperature
+    # The largest becomes 0 first: a temperature near 0 then leaves it, where dividing would overflow.
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, _COLDEST)
     if top_k is not None:
         least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities  # what likelier tokens have together
@@ -90,9 +94,16 @@ def _check(
     top_k: int | None,
     top_p: float | None,
 ) -> None:
+    if tokens.ndim != 2 or not tokens.numel():
+        raise ValueError(
+            f"tokens: must be of shape (batch, length), neither 0, got shape {tuple(tokens.shape)}"
+        )
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens: must be at least 0, got {max_new_tokens}")
     room = model.config.context_length - tokens.shape[-1]
+    if room < 0:
+        given, limit = tokens.shape[-1], model.config.context_length
+        raise ValueError(f"tokens: {given} tokens exceed the model's context_length = {limit}")
     if max_new_tokens > room:
         raise ValueError(
             f"max_new_tokens: must be at most {room}, context_length = {model.config.context_length} less "

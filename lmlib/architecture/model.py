@@ -89,7 +89,8 @@ class TransformerLM(nn.Module):
                 pick embeddings; what a token sees goes by order, not by position.
 
         Raises:
-            ValueError: for a bad shape, an id out of range (on the CPU), or more tokens than the context.
+            ValueError: for a bad shape or type, an id out of range (on the CPU), more tokens than the
+                context, or a cache of another model or batch.
         """
         return self.logits(self.hidden(tokens, cache, positions))
 
@@ -138,10 +139,14 @@ class TransformerLM(nn.Module):
         return x
 
     def _check(self, tokens: Tensor, start: int, cache: KVCache | None) -> None:
-        if tokens.ndim != 2 or tokens.is_floating_point():
-            raise ValueError(f"tokens: must be integers of shape (batch, length), got {_say(tokens)}")
+        if tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"tokens: must be int64 or int32 of shape (batch, length), got {_say(tokens)}")
         if not tokens.numel():
             raise ValueError(f"tokens: must hold at least one token, got {_say(tokens)}")
+        if cache is not None and len(cache.layers) != len(self.blocks):
+            raise ValueError(
+                f"cache: is another model's, of {len(cache.layers)} layers; this one has {len(self.blocks)}"
+            )
         limit = self.config.context_length if cache is None else cache.max_length
         if start + tokens.shape[1] > limit:
             before = f" after {start} in the cache" if start else ""

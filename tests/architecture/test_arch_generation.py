@@ -89,6 +89,33 @@ def test_frequencies_follow_the_temperature() -> None:
         torch.testing.assert_close(share, (logits / temperature).softmax(0), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 5e-324])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 300.0, -2.0], [5.0, 4.9, 4.8]])
+    assert draw(logits, temperature).flatten().tolist() == [1, 0]
+    assert draw(-1e30 * logits.abs(), temperature).flatten().tolist() == [0, 2]
+
+
+def test_a_nucleus_of_everything_keeps_the_unlikely() -> None:
+    """fp32 sums of 100,000 shares pass 1 before the last; top_p = 1 must cut nothing off all the same."""
+    logits = torch.zeros(1, 100_000)
+    for seed in range(20):
+        both = [draw(logits, top_p=p, generator=torch.Generator().manual_seed(seed)) for p in (None, 1.0)]
+        assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 3), (2, 0)])
+def test_a_prompt_must_be_a_batch_of_tokens(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"tokens: must be of shape \(batch, length\)"):
+        generate(model(), torch.zeros(shape, dtype=torch.long), 3)
+
+
+def test_a_prompt_beyond_the_context_is_refused() -> None:
+    with pytest.raises(ValueError, match="tokens: 25 tokens exceed the model's context_length = 24"):
+        generate(model(), torch.zeros(1, 25, dtype=torch.long), 0)
+    assert generate(model(), torch.zeros(1, 24, dtype=torch.long), 0).shape == (1, 24)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

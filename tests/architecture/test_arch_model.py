@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -166,6 +170,42 @@ def test_a_window_that_has_dropped_tokens_says_so() -> None:
         model(token, cache)
     with pytest.raises(ValueError, match="window 5 has dropped its first"):
         cache.truncate(2)
+
+
+@pytest.mark.parametrize("pattern", ["GL", "LG"])
+@torch.no_grad()
+def test_a_refused_truncation_forgets_nothing(pattern: str) -> None:
+    """The layer that sees all could go back, the one with a window cannot: then neither does."""
+    model = build("window", window=3, window_pattern=pattern)
+    tokens = some_tokens(30)
+    cache = model.new_cache()
+    for token in tokens[:, :29].split(1, 1):
+        model(token, cache)
+    with pytest.raises(ValueError, match="so that 2 cannot be restored"):
+        cache.truncate(2)
+    torch.testing.assert_close(model(tokens[:, 29:], cache), model(tokens)[:, 29:], rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_a_cache_survives_any_mixture_of_steps_and_truncations() -> None:
+    draws = random.Random(1)
+    for _ in range(60):
+        model = build(
+            "window", window=draws.choice([1, 2, 3, 5, 8]), window_pattern=draws.choice(["L", "GL"])
+        )
+        cache, text = model.double().new_cache(draws.choice([40, 64])), torch.empty(1, 0, dtype=torch.long)
+        for _ in range(10):
+            if cache.length and draws.random() < 0.3:
+                length = draws.randint(0, cache.length)
+                with suppress(ValueError):
+                    cache.truncate(length)
+                    text = text[:, :length]
+            new = torch.randint(50, (1, draws.randint(1, 9)))
+            if cache.length + new.shape[1] > cache.max_length:
+                break
+            text = torch.cat((text, new), 1)
+            expected = model(text)[:, -new.shape[1] :]
+            torch.testing.assert_close(model(new, cache), expected, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -456,14 +496,45 @@ def test_can_be_built_without_memory_and_filled_later() -> None:
         torch.testing.assert_close(model(some_tokens()), wanted(some_tokens()), rtol=0, atol=0)
 
 
+def test_a_model_from_the_meta_device_can_be_drawn_anew() -> None:
+    """Memory that ``to_empty`` hands out holds anything; buffers that count start at 0 as in a new model."""
+    for name in CONFIGS:
+        with torch.device("meta"):
+            model = TransformerLM(ModelConfig(**BASE, **CONFIGS[name]))
+        model = model.to_empty(device="cpu")
+        for tensor in model.state_dict().values():
+            tensor.fill_(7.0)
+        torch.manual_seed(0)
+        model.reset_parameters()
+        fresh = TransformerLM(ModelConfig(**BASE, **CONFIGS[name]))
+        torch.manual_seed(0)
+        fresh.reset_parameters()
+        for key, tensor in fresh.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[key], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "moe", "deepseek"])
+def test_a_model_that_has_computed_can_be_copied_and_saved(name: str) -> None:
+    model = build(name)
+    wanted = model(some_tokens())
+    torch.testing.assert_close(copy.deepcopy(model)(some_tokens()), wanted, rtol=0, atol=0)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.load(file, weights_only=False)(some_tokens()), wanted, rtol=0, atol=0)
+    assert model.auxiliary_loss().requires_grad == (name == "moe")  # the original keeps its last loss
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
         (torch.tensor([[0, 50]]), "tokens: ids must be from 0 to 49, got 50"),
         (torch.tensor([[0, -1]]), "tokens: ids must be from 0 to 49, got -1"),
         (torch.zeros(1, 65, dtype=torch.long), "tokens: 65 tokens exceed the model's context_length = 64"),
-        (torch.zeros(3, dtype=torch.long), r"tokens: must be integers of shape \(batch, length\), got int64"),
-        (torch.zeros(1, 3), "tokens: must be integers"),
+        (torch.zeros(3, dtype=torch.long), r"int64 or int32 of shape \(batch, length\), got int64"),
+        (torch.zeros(1, 3), "tokens: must be int64 or int32"),
+        (torch.zeros(1, 3, dtype=torch.uint16), "length\\), got uint16"),
+        (torch.zeros(1, 3, dtype=torch.bool), "length\\), got bool"),
         (torch.zeros(0, 3, dtype=torch.long), "tokens: must hold at least one token"),
     ],
 )
@@ -481,6 +552,10 @@ def test_a_full_cache_and_another_batch_are_refused() -> None:
         model(some_tokens(3), cache)
     with pytest.raises(ValueError, match="holds a batch of 2, the tokens are one of 3"):
         model(some_tokens(1, 3), cache)
+    with pytest.raises(ValueError, match=r"another model's: holds heads and widths \(4, 8\).* are \(2, 8\)"):
+        build("window mix")(some_tokens(1), cache)
+    with pytest.raises(ValueError, match="another model's, of 3 layers; this one has 2"):
+        build("llama", n_layers=2)(some_tokens(1), cache)
     with pytest.raises(ValueError, match="max_length: must be from 1 to the model's context_length = 64"):
         KVCache(model.config, 65)
 
