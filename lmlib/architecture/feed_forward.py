@@ -30,8 +30,11 @@ def gating(config: ModelConfig) -> Callable[[Tensor, Tensor], Tensor]:
     """act(gate) × up for the configuration's activation (Shazeer 2020, arXiv:2002.05202)."""
     if config.mlp == "swiglu" and config.kernels == "triton":
         return kernel("swiglu")
-    act = ACTIVATIONS[GATED.get(config.mlp, config.mlp)]
-    return lambda gate, up: act(gate) * up
+    return partial(_gated, ACTIVATIONS[GATED.get(config.mlp, config.mlp)])
+
+
+def _gated(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    return act(gate) * up
 
 
 class FeedForward(nn.Module):

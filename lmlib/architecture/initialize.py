@@ -24,7 +24,7 @@ def truncated_normal(weight: Tensor, std: float) -> None:
 
 
 def initialize(model: nn.Module, config: ModelConfig) -> None:
-    """Set every parameter of a ``TransformerLM``: matrices as above, norms to 1, biases to 0.
+    """Set every parameter of a ``TransformerLM``: matrices as above, norms to 1, biases to 0 (routers' too).
 
     Projections into the residual stream are multiplied with ``residual_init_scale``, the head with
     ``head_init_scale``; embeddings, of tokens and of positions, have ``embedding_std``.
@@ -46,6 +46,8 @@ def initialize(model: nn.Module, config: ModelConfig) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, Router):
             truncated_normal(module.weight, config.d_model**-0.5)
+            if module.correction_bias is not None:
+                nn.init.zeros_(module.correction_bias)
         elif isinstance(module, Experts):
             truncated_normal(module.gate_up_proj, config.d_model**-0.5)
             inner = module.down_proj.shape[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -42,6 +44,10 @@ class Router(nn.Module):
         self.load = F.one_hot(chosen.detach(), self.moe.n_experts).sum((0, 1))
         self.loss = self._loss(logits, scores)
         return weights, chosen
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out the last pass's loss, which holds on to its graph."""
+        return self.__dict__ | {"loss": None, "load": None}
 
     def _logits(self, x: Tensor) -> Tensor:
         if x.is_meta:  # where autocast is unknown, and nothing is computed
