@@ -27,6 +27,7 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 # Kept in old checkpoints, and computed here: masks and frequencies.
 _COMPUTED = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_FLOATS = ("F64", "F32", "F16", "BF16")  # integers and fp8 come with scales, which are not read
 _SHOWN = 5  # names in an error message
 
 
@@ -48,7 +49,7 @@ def load_pretrained(
     Raises:
         FileNotFoundError: for a missing folder or file.
         ValueError: for a family or setting that is not supported (``ArgumentError``), a damaged file, or
-            tensors that are missing, left over or of another shape, which are named.
+            tensors that are missing, left over, of another shape or quantized, which are named.
         ConnectionError: for a hub name that is not in the cache while the hub cannot be reached.
     """
     folder = _folder(source)
@@ -100,9 +101,15 @@ def _check_shapes(
     for pair in wanted:
         for name, shape in pair.shapes(parameters[pair.ours]):
             stored, file = found[name]
-            there = tuple(files[file].get_slice(stored).get_shape())
+            try:
+                tensor = files[file].get_slice(stored)
+            except SafetensorError as error:
+                raise ValueError(f"{str(folder / file)!r} lacks {stored}, which the index names") from error
+            there = tuple(tensor.get_shape())
             if there != shape:
                 wrong.append(f"{name} of shape {there} instead of {shape}")
+            elif tensor.get_dtype() not in _FLOATS:
+                wrong.append(f"{name} of type {tensor.get_dtype()} instead of one of {', '.join(_FLOATS)}")
     _refuse("holds", wrong, folder)
 
 
@@ -123,8 +130,8 @@ def _places(folder: Path) -> dict[str, str]:
     """The file of every tensor."""
     if (folder / INDEX).exists():
         places = _read_json(folder / INDEX).get("weight_map")
-        if not isinstance(places, dict):
-            raise ValueError(f"{str(folder / INDEX)!r} has no weight_map")
+        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            raise ValueError(f"{str(folder / INDEX)!r} has no weight_map from tensors to files")
         return places
     if not (folder / WEIGHTS).exists():
         raise FileNotFoundError(f"{str(folder)!r} has no {WEIGHTS} or its index; other formats are not read")

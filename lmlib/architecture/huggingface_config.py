@@ -14,7 +14,7 @@ from lmlib.architecture.config import GATED, UNGATED, ModelConfig
 from lmlib.architecture.parts import MoEConfig, RopeScaling
 from lmlib.resources import config as sizes
 from lmlib.resources.model import MLP, Attention, Model, MoE
-from lmlib.resources.units import ArgumentError
+from lmlib.resources.units import ArgumentError, check_number
 
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "mixtral")
 CLASSES = {
@@ -101,20 +101,28 @@ def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _llama_like(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
     # Since version 5, transformers keeps base and scaling together in rope_parameters.
-    rope = config.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", config.get("rope_theta", _THETA.get(family, 10000.0)))
+    rope, older = (config.get(key) or {} for key in ("rope_parameters", "rope_scaling"))
+    for key, given in (("rope_parameters", rope), ("rope_scaling", older)):
+        if not isinstance(given, Mapping):
+            raise ArgumentError(key, f"must be an object, got {given!r}")
+    theta = rope.get("rope_theta") or config.get("rope_theta") or _THETA.get(family, 10000.0)
     return {
         "position": "rope",
-        "norm_eps": config.get("rms_norm_eps", _EPS.get(family, 1e-6)),
-        "rope_theta": float(theta),
-        "rope_scaling": _read_scaling(rope or config.get("rope_scaling") or {}, config),
+        "norm_eps": _number("rms_norm_eps", config.get("rms_norm_eps", _EPS.get(family, 1e-6))),
+        "rope_theta": _number("rope_theta", theta),
+        "rope_scaling": _read_scaling(rope or older, config),
     }
+
+
+def _number(key: str, value: Any) -> float:
+    return float(check_number(key, value, 1e-12, 10**12))
 
 
 def _read_scaling(rope: Mapping[str, Any], config: Mapping[str, Any]) -> RopeScaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ArgumentError("partial_rotary_factor", f"must be 1, got {rope['partial_rotary_factor']!r}")
+    for place in (rope, config):
+        if place.get("partial_rotary_factor") not in (None, 1.0):
+            raise ArgumentError("partial_rotary_factor", f"must be 1, got {place['partial_rotary_factor']!r}")
     if kind == "default":
         return None
     if kind not in ("linear", "llama3", "yarn"):

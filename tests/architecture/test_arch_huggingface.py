@@ -48,6 +48,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", SIZES),
     "llama with llama3 scaling": ("Llama", SIZES | {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "llama with yarn": ("Llama", SIZES | {"rope_parameters": YARN}),
+    "llama with yarn and its factor": (
+        "Llama",
+        SIZES | {"rope_parameters": YARN | {"attention_factor": 1.3, "beta_fast": 16.0, "beta_slow": 2.0}},
+    ),
+    "qwen3 with yarn": ("Qwen3", SIZES | {"head_dim": 16, "rope_parameters": YARN}),
     "llama with linear scaling": ("Llama", SIZES | {"rope_parameters": LINEAR}),
     "llama with biases and wide heads": (
         "Llama",
@@ -220,6 +225,29 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
         load_pretrained(tmp_path)
 
 
+def test_a_quantized_tensor_is_named(tmp_path: Path) -> None:
+    """Integers without their scales would load as nonsense."""
+    theirs("llama", tmp_path / "good")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    whole = edited(tmp_path / "good", tmp_path / "a", lambda t: t.update({name: t[name].to(torch.int8)}))
+    with pytest.raises(ValueError, match=f"{name} of type I8 instead of one of F64, F32, F16, BF16"):
+        load_pretrained(whole)
+    half = edited(tmp_path / "good", tmp_path / "b", lambda t: t.update({name: t[name].half()}))
+    assert load_pretrained(half).blocks[1].attention.qkv_proj.weight.dtype == torch.float32
+
+
+def test_an_index_that_errs_is_refused(tmp_path: Path) -> None:
+    save_pretrained(TransformerLM(ModelConfig(VOCAB, 16, 32, 2, 4)), tmp_path, max_shard_bytes=30_000)
+    index = tmp_path / "model.safetensors.index.json"
+    right = json.loads(index.read_text())
+    name = "model.layers.1.mlp.up_proj.weight"
+    other = next(file for file in right["weight_map"].values() if file != right["weight_map"][name])
+    for place, message in ((other, f"{other}' lacks {name}, which the index names"), (None, "no weight_map")):
+        index.write_text(json.dumps({"weight_map": right["weight_map"] | {name: place}}))
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(tmp_path)
+
+
 def test_hub_name_offline_fails_within_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
@@ -239,6 +267,11 @@ def test_hub_name_offline_fails_within_seconds(monkeypatch: pytest.MonkeyPatch, 
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "mscale"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type"),
+        ({"rope_scaling": "linear"}, "rope_scaling"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_theta": "many"}, "rope_theta"),
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
     ],
 )
 def test_unknown_settings_are_refused_by_name(change: dict[str, Any], field: str) -> None:
