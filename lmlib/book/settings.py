@@ -10,6 +10,7 @@ Standard library only: the site's extension and the notebooks import it early.
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ SETUP_TAG = "setup"
 
 # Laid out for the width of a page, as chapters/ruff.toml asks of every cell.
 _SETUP_CELL = """\
-# Setup. Where lmlib is installed, this does nothing. Elsewhere (Colab, a
-# kernel of your own) it fetches the book if need be and installs what is
-# missing; a torch that is already there stays as it is.
+# Setup. Where lmlib and all that it needs are installed, this does nothing.
+# Elsewhere (Colab, a kernel of your own) it fetches the book if need be and
+# installs what is missing; a torch that is already there stays as it is.
 import importlib.util
 import subprocess
 import sys
@@ -36,17 +37,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 REPOSITORY, BRANCH = {repository}, {branch}
+NEEDED = (
+{needed}
+).split()
 
-if importlib.util.find_spec("lmlib") is None:
+if not all(map(importlib.util.find_spec, NEEDED)):
     folders = [Path.cwd(), *Path.cwd().parents]
     around = [p for p in folders if (p / "lmlib/__init__.py").is_file()]
     book = around[0] if around else Path.cwd() / "lm-book"
     if not book.exists():
         if not REPOSITORY:
             raise RuntimeError(
-                "lmlib is not installed, and this copy of the book names no "
-                "repository to fetch it from. Open the notebook inside a clone "
-                "of the book, or set REPOSITORY in this cell to its address."
+                "lmlib, or a package that it needs, is not installed, and this "
+                "copy of the book names no repository to fetch it from. Open the "
+                "notebook inside a clone of the book, or set REPOSITORY in this "
+                "cell to its address."
             )
         clone = ["git", "clone", "--depth=1", "--branch", BRANCH]
         subprocess.run([*clone, REPOSITORY, str(book)], check=True)
@@ -54,9 +59,35 @@ if importlib.util.find_spec("lmlib") is None:
         keep = ["torch==" + version("torch")]
     except PackageNotFoundError:
         keep = []
+    if not importlib.util.find_spec("pip"):  # an environment made by uv
+        subprocess.run([sys.executable, "-m", "ensurepip"], check=True)
+    print("Installing what the book needs ...", flush=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--editable"]
     subprocess.run([*pip, str(book) + "[chapters]", *keep], check=True)
     sys.path.insert(0, str(book))
+    importlib.invalidate_caches()
+"""
+
+NEEDED = (
+    "lmlib",
+    "einops",
+    "ipywidgets",
+    "jaxtyping",
+    "numba",
+    "numpy",
+    "plotly",
+    "psutil",
+    "regex",
+    "safetensors",
+    "tensorboard",
+    "tiktoken",
+    "tokenizers",
+    "torch",
+    "tqdm",
+)
+"""Modules without which the setup cell installs: a copy of lmlib in the working directory is not enough.
+
+The project's dependencies and those of its extra `chapters`, but for Triton, which not every system has.
 """
 
 
@@ -76,7 +107,12 @@ def root() -> Path:
 
 def setup_cell() -> str:
     """Source of the cell that every chapter starts with."""
-    return _SETUP_CELL.format(repository=json.dumps(REPOSITORY), branch=json.dumps(BRANCH)).rstrip("\n")
+    lines = textwrap.wrap(" ".join(NEEDED), 70)
+    return _SETUP_CELL.format(
+        repository=json.dumps(REPOSITORY),
+        branch=json.dumps(BRANCH),
+        needed="\n".join(f'    "{line} "' for line in lines),
+    ).rstrip("\n")
 
 
 def read_notebook(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,33 @@ def test_setup_cell_without_lmlib_and_address_says_what_to_do(tmp_path: Path) ->
     assert "set REPOSITORY in this cell to its address" in done.stderr
 
 
+@pytest.mark.parametrize("folder", ["", "chapters"])
+def test_setup_cell_installs_where_only_the_files_of_lmlib_are(folder: str, tmp_path: Path) -> None:
+    """The kernel of an editor may start in the clone itself: lmlib can be found, what it needs cannot."""
+    clone, pip = tmp_path / "clone", tmp_path / "elsewhere" / "pip"
+    for place in (clone / "lmlib", clone / "chapters", pip):
+        place.mkdir(parents=True)
+        (place / "__init__.py").touch()
+    (pip / "__main__.py").write_text("import sys\nprint(*sys.argv[1:])")
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", settings.setup_cell()],
+        cwd=clone / folder,
+        env={"PYTHONPATH": str(pip.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # No torch is installed here, so none is held fast.
+    assert f"install --quiet --editable {clone.resolve()}[chapters]\n" in done.stdout
+
+
+def test_setup_cell_asks_for_what_the_project_depends_on() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["chapters"]]
+    modules = {re.split(r"[<>=!;~ ]", each, maxsplit=1)[0].replace("-", "_") for each in wanted}
+    assert set(settings.NEEDED) == modules - {"triton"} | {"lmlib"}
+
+
 def test_setup_cells_are_refreshed_and_nothing_else_changes(tmp_path: Path) -> None:
     cells = [
         {"cell_type": "code", "metadata": {"tags": ["setup"]}, "source": ["old"]},
@@ -109,8 +137,6 @@ def test_environment_for_conda_takes_its_versions_from_the_constraints() -> None
 
 
 def test_every_direct_dependency_is_pinned_in_the_constraints() -> None:
-    import tomllib
-
     def plain(name: str) -> str:
         return re.split(r"[\[<>=!;~ ]", name, maxsplit=1)[0].lower().replace("_", "-")
 
