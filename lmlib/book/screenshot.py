@@ -30,7 +30,7 @@ def take(html: Path, picture: Path, chromium: str) -> None:
         page.goto(f"http://127.0.0.1:{running.server_port}{PAGE}", wait_until="networkidle")
         # Its top goes just below the bar of the page.
         page.locator(LIVE).first.evaluate("e => scrollTo(0, e.getBoundingClientRect().top + scrollY - 70)")
-        page.wait_for_load_state("networkidle")
+        page.wait_for_selector(f"{LIVE}[data-state=live]", timeout=120_000)
         page.screenshot(path=str(picture))
         browser.close()
     running.shutdown()
