@@ -11,10 +11,10 @@ Notable:
 
 from __future__ import annotations
 
-import hashlib
 import struct
-from collections.abc import Collection, Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Collection, Iterator, Sequence
+from hashlib import shake_128
+from itertools import chain, count
 from math import log2
 from typing import Any, Generic, TypeVar
 
@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 DRAW_BITS = 16
 DRAWS = 1 << DRAW_BITS  # the number of values that one draw can take
-_BLOCK = 256  # draws made by one call of SHAKE-128
-_FEW = 16  # draws that are enough for many a document: they are made first, for a quarter of the work
+_BLOCK = 256  # draws of one key of SHAKE-128
+_FEW = (8, 84)  # draws of the first block that are made first: what is enough for short documents costs less
 
 
 class Table(Generic[T]):
@@ -78,11 +78,13 @@ def _apportion(weights: list[int], slots: int) -> list[int]:
 def _uniform_costs(n: int) -> list[float]:
     """Bits of each of the n results of `draw * n >> 16`: their counts differ by one where n is not 2^k."""
     edges = [-(-k * DRAWS // n) for k in range(n + 1)]  # the first draw that gives k
-    return [DRAW_BITS - log2(edges[k + 1] - edges[k]) for k in range(n)]
+    cost = {size: DRAW_BITS - log2(size) for size in (DRAWS // n, DRAWS // n + 1) if size}
+    return [cost[edges[k + 1] - edges[k]] for k in range(n)]
 
 
 _UNPACK = struct.Struct(f"<{_BLOCK}H").unpack
-_UNPACK_FEW = struct.Struct(f"<{_FEW}H").unpack
+_UNPACK_FEW = struct.Struct(f"<{_FEW[0]}H").unpack
+_UNPACK_MORE = struct.Struct(f"<{_FEW[1]}H").unpack
 
 
 class _Costs(dict[int, list[float]]):
@@ -96,11 +98,24 @@ UNIFORM_COSTS = _Costs()  # n -> bits of each result of a uniform choice among n
 
 def _draws(key: str) -> Iterator[int]:
     """Endless 16-bit numbers: SHAKE-128 of "key/0", then of "key/1", ..., read as little-endian pairs."""
-    hashed = hashlib.shake_128(f"{key}/0".encode())
-    yield from _UNPACK_FEW(hashed.digest(2 * _FEW))
-    yield from _UNPACK(hashed.digest(2 * _BLOCK))[_FEW:]  # a longer digest begins with the shorter one
+    hashed = shake_128(f"{key}/0".encode())
+    few = _UNPACK_FEW(hashed.digest(2 * _FEW[0]))
+    return chain(few, chain.from_iterable(_later_draws(key, hashed.digest)))
+
+
+def _later_draws(key: str, digest: Callable[[int], bytes]) -> Iterator[tuple[int, ...]]:
+    """What comes after the first few: a longer digest begins with the shorter one."""
+    yield _UNPACK_MORE(digest(2 * _FEW[1]))[_FEW[0] :]
+    yield _UNPACK(digest(2 * _BLOCK))[_FEW[1] :]
     for block in count(1):
-        yield from _UNPACK(hashlib.shake_128(f"{key}/{block}".encode()).digest(2 * _BLOCK))
+        yield _UNPACK(shake_128(f"{key}/{block}".encode()).digest(2 * _BLOCK))
+
+
+def choose_once(key: str, options: Sequence[T]) -> tuple[T, float]:
+    """The first thing that `Dice(key)` would choose of `options`, and its bits, without the dice."""
+    n = len(options)
+    k = int.from_bytes(shake_128(f"{key}/0".encode()).digest(2), "little") * n >> DRAW_BITS
+    return options[k], UNIFORM_COSTS[n][k]
 
 
 class Dice:
@@ -148,9 +163,16 @@ class Dice:
 
     def number(self, low: int, high: int) -> int:
         """A whole number from low to high, both included."""
-        return self.choose(range(low, high + 1))
+        n = high - low + 1
+        k = self._draw() * n >> DRAW_BITS
+        self.bits += UNIFORM_COSTS[n][k]
+        return low + k
 
     def shuffle(self, items: Sequence[T]) -> list[T]:
         """The items in random order."""
-        rest = list(items)
-        return [rest.pop(self.choose(range(len(rest)))) for _ in range(len(rest))]
+        rest, shuffled = list(items), []
+        for n in range(len(rest), 0, -1):
+            k = self._draw() * n >> DRAW_BITS
+            self.bits += UNIFORM_COSTS[n][k]
+            shuffled.append(rest.pop(k))
+        return shuffled

@@ -7,14 +7,15 @@ one split by a hash of (entity, relation): questions about it occur in that spli
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property
+from typing import NamedTuple
 
 from lmlib.data import words
 from lmlib.data.splits import split_by_hash
 from lmlib.data.world import WORLD_KEY, world
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Relation:
     """How a relation is told, how it is asked for, and all values that it can have."""
 
@@ -22,37 +23,34 @@ class Relation:
     asks: str
     values: tuple[str, ...]
 
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Value -> where it stands among the values."""
+        return {value: index for index, value in enumerate(self.values)}
 
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One thing that is so."""
+    def told(self, entity: str, value: str) -> str:
+        """The sentence that says of an entity that it has this value."""
+        return _capital(self.tells.format(who=entity, value=value))
+
+
+class Fact(NamedTuple):
+    """One thing that is so, with its words and the split in which questions about it may occur."""
 
     entity: str
     relation: str
     value: str
-
-    @property
-    def statement(self) -> str:
-        """The fact as a sentence."""
-        return _statement(self.entity, self.relation, self.value)
-
-    @property
-    def question(self) -> str:
-        """The question whose answer is `value`."""
-        return relations()[self.relation].asks.format(who=self.entity)
-
-    @property
-    def split(self) -> str:
-        """The split in which questions about this fact may occur."""
-        return split_of(self.entity, self.relation)
+    statement: str  # the fact as a sentence
+    question: str  # the question whose answer is `value`
+    split: str
 
 
-@lru_cache(maxsize=1 << 14)  # the 4,298 facts are told over and over
-def _statement(entity: str, relation: str, value: str) -> str:
-    return _capital(relations()[relation].tells.format(who=entity, value=value))
+def fact_of(entity: str, relation: str, value: str) -> Fact:
+    """The fact that an entity has this value, be it true or made up."""
+    words_for = relations()[relation]
+    question = words_for.asks.format(who=entity)
+    return Fact(entity, relation, value, words_for.told(entity, value), question, split_of(entity, relation))
 
 
-@lru_cache(maxsize=1 << 14)
 def split_of(entity: str, relation: str) -> str:
     """The split of a fact: about four fifths train, a tenth each valid and test."""
     return split_by_hash(f"{WORLD_KEY}/{entity}/{relation}")
@@ -116,9 +114,9 @@ def facts() -> tuple[Fact, ...]:
             "friend": world().friend(resident).name,
             "age": str(resident.age),
         }
-        found += [Fact(resident.name, relation, value) for relation, value in values.items()]
+        found += [fact_of(resident.name, relation, value) for relation, value in values.items()]
     for place, sides in zip(world().places, world().sides, strict=True):
-        found += [Fact(place.name, side, other.name) for side, other in sides.items()]
+        found += [fact_of(place.name, side, other.name) for side, other in sides.items()]
     return tuple(found)
 
 

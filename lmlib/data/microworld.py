@@ -6,7 +6,7 @@ order, in any number of processes. Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -69,20 +69,25 @@ class MicroWorld:
         """Document `index`, made by itself."""
         if index < 0:
             raise IndexError(f"index must be 0 or more, got {index}")
-        key = f"{self.kind}/{self.split}/{self.seed}/{index}"
-        return KINDS[self.kind](key, self.seed, self.split, index)
+        return next(self._made([index]))
 
     def documents(self) -> Iterator[Document]:
         """The documents of this shard, in order, up to the bounds."""
+        documents = self._made(islice(count(*self.shard), self.n_documents))
+        if self.n_bytes is None:
+            yield from documents
+            return
         size = 0
-        for index in islice(count(*self.shard), self.n_documents):
-            if self.n_bytes is not None and size >= self.n_bytes:
-                return
-            document = self.document(index)
+        while size < self.n_bytes and (document := next(documents, None)):
             size += len(document.text.encode())
             yield document
 
     __iter__ = documents
+
+    def _made(self, indices: Iterable[int]) -> Iterator[Document]:
+        make, seed, split = KINDS[self.kind], self.seed, self.split
+        name = f"{self.kind}/{split}/{seed}/"
+        return (make(f"{name}{index}", seed, split, index) for index in indices)
 
     def texts(self) -> Iterator[str]:
         """The texts of `documents()`."""

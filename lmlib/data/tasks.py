@@ -9,20 +9,22 @@ Notable:
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
 
 from lmlib.data import words
-from lmlib.data.dice import Dice, Table
+from lmlib.data.dice import Dice, Table, choose_once
 from lmlib.data.document import Document
-from lmlib.data.facts import Fact, facts, facts_of_split, relations, split_of
+from lmlib.data.facts import Fact, fact_of, facts, facts_of_split, relations, split_of
 from lmlib.data.splits import split_by_hash
 from lmlib.data.web import INSULTS
 from lmlib.data.world import syllable_name, world
 
 LETTERS = "ABCD"
+_LISTED = "".join(f"\n{letter}. {{}}" for letter in LETTERS)
 FEWEST_STEPS = 2
 MOST_STEPS = 5
 LARGEST = 999  # no result of a step is larger
@@ -35,10 +37,18 @@ def _prompt(question: str) -> str:
 
 def fact(key: str, seed: int, split: str, index: int) -> Document:
     """One fact as a sentence. Labels: entity, relation, value, and `asked_in`, the split of its question."""
-    dice = Dice(key)
-    told = dice.choose(facts())
-    labels = {"entity": told.entity, "relation": told.relation, "value": told.value, "asked_in": told.split}
-    return Document(told.statement, key, "fact", -dice.bits, labels)
+    (statement, labels), bits = choose_once(key, _statements())
+    return Document(statement, key, "fact", -bits, labels.copy())
+
+
+@cache
+def _statements() -> list[tuple[str, dict[str, str]]]:
+    """All facts in words, with their labels."""
+    names = ("entity", "relation", "value", "asked_in")
+    return [
+        (fact.statement, dict(zip(names, (fact.entity, fact.relation, fact.value, fact.split), strict=True)))
+        for fact in facts()
+    ]
 
 
 def question(key: str, seed: int, split: str, index: int) -> Document:
@@ -49,10 +59,9 @@ def question(key: str, seed: int, split: str, index: int) -> Document:
     dice = Dice(key)
     asked = dice.choose(facts_of_split(split))
     choices = _wrong_values(dice, asked, 3)
-    answer = dice.choose(range(4))
+    answer = dice.number(0, 3)
     choices.insert(answer, asked.value)
-    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
-    prompt = _prompt(f"{asked.question}\n{listed}")
+    prompt = _prompt(asked.question + _LISTED.format(*choices))
     labels = {
         "prompt": prompt,
         "question": asked.question,
@@ -66,10 +75,16 @@ def question(key: str, seed: int, split: str, index: int) -> Document:
 
 def _wrong_values(dice: Dice, asked: Fact, number: int) -> list[str]:
     """Different values that the relation could have, but has not; never the one who is asked about."""
-    rest = list(relations()[asked.relation].values)
-    for known in {asked.value, asked.entity}.intersection(rest):
-        rest.remove(known)
-    return [rest.pop(dice.choose(range(len(rest)))) for _ in range(number)]
+    relation = relations()[asked.relation]
+    taken = sorted(relation.index[known] for known in (asked.value, asked.entity) if known in relation.index)
+    wrong = []
+    for last in range(len(relation.values) - len(taken) - 1, -1, -1)[:number]:
+        place = dice.number(0, last)  # among those that are not taken
+        for index in taken:
+            place += place >= index
+        insort(taken, place)
+        wrong.append(relation.values[place])
+    return wrong
 
 
 # Arithmetic
@@ -201,12 +216,12 @@ def _stranger(dice: Dice, split: str) -> Fact:
         name = syllable_name(dice, words.STRANGER_STARTS, dice.choose(("she", "he")))
         relation = dice.choose(_ABOUT_PEOPLE)
         if split_of(name, relation) == split:
-            return Fact(name, relation, dice.choose(relations()[relation].values))
+            return fact_of(name, relation, dice.choose(relations()[relation].values))
 
 
 def _correct(dice: Dice, asked: Fact) -> tuple[str, str]:
-    wrong = Fact(asked.entity, asked.relation, _wrong_values(dice, asked, 1)[0])
-    return asked.statement, wrong.statement
+    wrong = relations()[asked.relation].told(asked.entity, _wrong_values(dice, asked, 1)[0])
+    return asked.statement, wrong
 
 
 def _kind(dice: Dice, asked: Fact) -> tuple[str, str]:
@@ -214,8 +229,12 @@ def _kind(dice: Dice, asked: Fact) -> tuple[str, str]:
 
 
 def _brief(dice: Dice, asked: Fact) -> tuple[str, str]:
-    others = [fact for fact in (dice.choose(facts()) for _ in range(dice.number(3, 5))) if fact != asked]
-    return asked.statement, " ".join(fact.statement for fact in (asked, *others))
+    told = [asked.statement]
+    for _ in range(dice.number(3, 5)):
+        other = dice.choose(facts())
+        if other is not asked:
+            told.append(other.statement)
+    return asked.statement, " ".join(told)
 
 
 def _honest(dice: Dice, asked: Fact) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lmlib.data import words
 from lmlib.data.dice import Dice, Table
@@ -28,8 +29,7 @@ WORDS_PER_EDIT = 50  # a near copy has one changed word for each so many words, 
 Piece = tuple[str, str]  # text, and what it is: "" or a kind of personal data
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of a page; boilerplate (menus, footers) surrounds what the page is about."""
 
     pieces: list[Piece]

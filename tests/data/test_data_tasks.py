@@ -6,12 +6,17 @@ import ast
 import hashlib
 import operator
 import re
+import time
+import zlib
 from fractions import Fraction
 from math import log2
 
 import pytest
 
 from lmlib.data import micro_world, truth, words
+from lmlib.data.dice import Dice
+from lmlib.data.facts import fact_of, facts, relations, split_of
+from lmlib.data.tasks import _wrong_values
 from lmlib.data.world import world
 
 SPLITS = ("train", "valid", "test")
@@ -183,3 +188,42 @@ def test_tasks_are_the_same_everywhere_and_for_ever(kind, expected):
     whole = "\n".join(f"{document.text}\t{sorted(document.labels.items())}" for document in documents)
     assert hashlib.sha256(whole.encode()).hexdigest()[:16] == expected
     assert micro_world(0, kind=kind).document(57) == documents[57]
+
+
+def test_wrong_choices_are_drawn_from_what_is_left():
+    # The same draws from a list that has lost the right value, the one who is asked about, and each choice.
+    for fact in facts()[::7]:
+        values = list(relations()[fact.relation].values)
+        rest = [value for value in values if value not in (fact.value, fact.entity)]
+        ours, theirs = Dice(fact.statement), Dice(fact.statement)
+        expected = [rest.pop(theirs.choose(range(len(rest)))) for _ in range(3)]
+        assert _wrong_values(ours, fact, 3) == expected
+        assert ours.bits == theirs.bits
+
+
+def test_words_of_a_fact():
+    fact = fact_of("the pond", "north", "the moon")
+    assert fact.statement == "Just north of the pond is the moon."
+    assert fact.question == "What is just north of the pond?"
+    assert fact.split == split_of("the pond", "north")
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_most"), [("fact", 4), ("question", 4), ("arithmetic", 7), ("preference", 6)]
+)
+def test_tasks_are_made_about_as_fast_as_zlib_packs_them(kind, at_most):
+    # 10 MB/s is the aim. zlib -9 on the same core is the yardstick, so that a busy machine does not fail: it
+    # takes 0.4 to 0.9 times as long as making them did when this was written.
+    def seconds(work):
+        start = time.process_time()
+        result = work()
+        return time.process_time() - start, result
+
+    rounds = []
+    for seed in range(3):
+        made, text = seconds(
+            lambda seed=seed: "\n".join(micro_world(seed, kind=kind, n_bytes=300_000).texts())
+        )
+        packed, _ = seconds(lambda text=text: zlib.compress(text.encode(), 9))
+        rounds.append(made / packed)
+    assert min(rounds) < at_most

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections import Counter
 from math import inf, isclose
 
@@ -9,9 +11,24 @@ import pytest
 from scipy.stats import chisquare
 
 from lmlib.data import micro_world, stories, truth
-from lmlib.data.dice import UNIFORM_COSTS, Dice, Table, zipf_weights
+from lmlib.data.dice import UNIFORM_COSTS, Dice, Table, choose_once, zipf_weights
 from lmlib.data.ngrams import NGram, as_bytes, as_words
 from lmlib.data.report import report
+
+
+def test_draws_are_the_bytes_of_shake_128():
+    dice = Dice("a key")
+    blocks = [hashlib.shake_128(f"a key/{block}".encode()).digest(512) for block in range(3)]
+    expected = [number for block in blocks for number in struct.unpack("<256H", block)]
+    assert [dice.number(0, 65535) for _ in expected] == expected
+    assert dice.bits == 16 * len(expected)
+
+
+def test_choosing_once_is_the_first_choice():
+    for n in (1, 2, 3, 600, 4298):
+        for key in map(str, range(50)):
+            dice = Dice(key)
+            assert choose_once(key, range(n)) == (dice.choose(range(n)), dice.bits)
 
 
 @pytest.mark.parametrize("weights", [[1], [1, 1, 1], [7, 1], zipf_weights(40), [10**9, *[1] * 100]])
