@@ -81,7 +81,7 @@ def count_part(
 ) -> Counter[str]:
     """Adds the pretokens of one part of a corpus to `counts` (or to a new one) and returns it.
 
-    Where a text is not all ASCII its chunks are counted first and broken into pretokens afterwards, each
+    Where there are no quick pretokens, chunks are counted first and broken into pretokens afterwards, each
     distinct one only once: `patterns` says why that changes nothing.
     """
     counts = Counter() if counts is None else counts
@@ -90,10 +90,11 @@ def count_part(
     for stream in [[text] for text in part] if isinstance(part, list) else [read_text(*part)]:
         for text, is_special in segments(stream, cut, special_tokens, _TEXT_BLOCK):
             for block in () if is_special else cut.blocks(text):
-                if block.isascii():
-                    counts.update(cut.ascii_pretokens(block))
-                else:
+                pretokens = cut.quick_pretokens(block)
+                if pretokens is None:
                     chunks.update(cut.chunks(block))
+                else:
+                    counts.update(pretokens)
             if len(chunks) > _MOST_CHUNKS:
                 _break_up(chunks, counts, cut.pretokens)
             advance(len(text) if text.isascii() or isinstance(part, list) else len(text.encode()))

@@ -12,7 +12,9 @@ Three facts make long texts cheap, and all are tested against the patterns thems
   cl100k and o200k patterns a punctuation mark keeps the line breaks that follow it
   (` ?[^\s\p{L}\p{N}]++[\r\n]*`), so there the cut needs a space that is no line break, or a letter or digit
   before the line break.
-* *Text that is all ASCII* needs no Unicode properties, so `re` does there what `regex` does, twice as fast.
+* *Text without characters beyond U+FFFF* (emoji, rare scripts) is cut by `re` as by `regex`, and twice as
+  fast. `re` has no \p{L}, but takes a class of characters spelled out, and looks those up to U+FFFF up in a
+  bitmap; only beyond would it search range after range.
 * *Settled pretokens.* A matcher that goes from left to right has settled a pretoken once nothing that might
   follow the text can change it. `Pretokenizer.settled` says how far that is, for text that has no coarse cut.
 """
@@ -60,9 +62,9 @@ _COARSE_GPT2 = rf" ?[^{SPACES}]++|[{SPACES}]+(?![^{SPACES}])|[{SPACES}]"
 _COARSE_GPT4_TAIL = rf"(?:[^{SPACES}]++(?:(?<![A-Za-z0-9])[\r\n][{SPACES}]*+)?+)"
 _COARSE_GPT4 = rf"[{SPACES}]++{_COARSE_GPT4_TAIL}*+|{_COARSE_GPT4_TAIL}++"
 
-# GPT-2's pattern for text that is all ASCII, what is frequent tried first; no two that swap can begin alike.
+# GPT-2's pattern, what is frequent tried first; no two alternatives that swap can begin alike.
 _FREQUENT_FIRST = (
-    r" [A-Za-z]++|[A-Za-z]++|'(?:[sdmt]|ll|ve|re)|[^\sA-Za-z0-9]++| ?[0-9]++| [^\sA-Za-z0-9]++"
+    r" \p{L}++|\p{L}++|'(?:[sdmt]|ll|ve|re)|[^\s\p{L}\p{N}]++| ?\p{N}++| [^\s\p{L}\p{N}]++"
     r"|\s++$|\s+(?!\S)|\s"
 )
 
@@ -73,10 +75,11 @@ _CUT_GPT4 = rf"(?r)(?<=[^{SPACES}])[{_SPACES_ON_A_LINE}]|(?<=[A-Za-z0-9])[\r\n]"
 # first) all of a run of upper-case letters, caseless letters and marks.
 _READ_AHEAD = rf"[{SPACES}]++|[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]++"
 _NON_SPACE = re.compile(f"[^{SPACES}]")
+_BEYOND = re.compile("[\U00010000-\U0010ffff]")
 _LONGEST_CONTRACTION = 3  # characters of 'll, 've, 're
 
-# Characters that are pretokenized together. So few, because a block that is all ASCII goes through `re`
-# alone, and one accent anywhere in it decides for the slower way.
+# Characters that are pretokenized together. So few, because one emoji anywhere in a block decides for the
+# slower way, and because their pretokens are looked up while they are still in the processor's cache.
 BLOCK = 1 << 11
 
 
@@ -87,7 +90,6 @@ class Pretokenizer:
     name: the pattern's name in PATTERNS, or "custom".
     source: the regular expression, in the syntax of the `regex` package.
     pretokens: text -> its pretokens, which join to the text again.
-    ascii_pretokens: the same, for text that is all ASCII, twice as fast.
     chunks: text -> pieces cut at some of its pretoken borders only, but much faster. Cutting each chunk into
         pretokens gives the pretokens of the text.
     """
@@ -95,10 +97,14 @@ class Pretokenizer:
     name: str
     source: str
     pretokens: Callable[[str], list[str]]
-    ascii_pretokens: Callable[[str], list[str]]
     chunks: Callable[[str], list[str]]
+    _quick: Callable[[str], list[str]]
     _iterate: Callable[..., Iterable["regex.Match[str]"]]
     _last_cut: Callable[..., "regex.Match[str] | None"] | None
+
+    def quick_pretokens(self, text: str) -> list[str] | None:
+        """The pretokens of a text twice as fast; None if it has a character beyond U+FFFF."""
+        return self._quick(text) if text.isascii() or not _BEYOND.search(text) else None
 
     @property
     def can_cut(self) -> bool:
@@ -169,21 +175,41 @@ def pretokenizer(pattern: str) -> Pretokenizer:
         return Pretokenizer(name, source, whole, whole, whole, fine.finditer, None)
     coarse = re.compile(_COARSE_GPT2 if name == "gpt2" else _COARSE_GPT4)
     cut = regex.compile(_CUT_GPT2 if name == "gpt2" else _CUT_GPT4)
-    only_ascii = re.compile(_FREQUENT_FIRST if name == "gpt2" else ascii_version(source), re.ASCII)
-    return Pretokenizer(
-        name, source, fine.findall, only_ascii.findall, coarse.findall, fine.finditer, cut.search
-    )
+    quick = _compiled_later(_FREQUENT_FIRST if name == "gpt2" else source)
+    return Pretokenizer(name, source, fine.findall, coarse.findall, quick, fine.finditer, cut.search)
 
 
-def ascii_version(source: str) -> str:
-    r"""The pattern for text that is all ASCII, in the syntax of `re`, which lacks \p{...} but is faster."""
-    ranges = {"L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "N": "0-9"}  # Lt, Lm, Lo and M have no ASCII character
+def spelled_out(source: str) -> str:
+    r"""The pattern in the syntax of `re`, right for characters up to U+FFFF: \p{...}, \s and \S as ranges."""
 
     def in_brackets(match: "re.Match[str]") -> str:
-        return re.sub(r"\\p\{(\w+)\}", lambda kind: ranges.get(kind[1], ""), match[0])
+        return re.sub(r"\\p\{(\w+)\}", lambda kind: _members(kind[1]), match[0]).replace(r"\s", SPACES)
 
     source = re.sub(r"\[[^\]]*\]", in_brackets, source)
-    return re.sub(r"\\p\{(\w+)\}", lambda kind: f"[{ranges[kind[1]]}]", source)
+    source = re.sub(r"\\p\{(\w+)\}", lambda kind: f"[{_members(kind[1])}]", source)
+    return source.replace(r"\s", f"[{SPACES}]").replace(r"\S", f"[^{SPACES}]")
+
+
+@lru_cache(maxsize=16)
+def _members(category: str) -> str:
+    """The characters up to U+FFFF of a Unicode category, as `regex` knows it, as ranges for `re`."""
+    ranges: list[list[int]] = []
+    for character in regex.findall(rf"\p{{{category}}}", "".join(map(chr, range(0x10000)))):
+        if ranges and ranges[-1][1] == ord(character) - 1:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([ord(character)] * 2)
+    return "".join(rf"\u{first:04x}-\u{last:04x}" for first, last in ranges)
+
+
+def _compiled_later(source: str) -> Callable[[str], list[str]]:
+    """`findall` of the pattern spelled out, which takes some 30 ms to compile: when it is first used."""
+
+    @lru_cache(maxsize=1)
+    def find_all() -> Callable[[str], list[str]]:
+        return re.compile(spelled_out(source)).findall
+
+    return lambda text: find_all()(text)
 
 
 def _whole_matches(fine: "regex.Pattern[str]") -> Callable[[str], list[str]]:

@@ -8,9 +8,9 @@ change the time and never the result.
 import codecs
 import operator
 import os
-import sys
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from lmlib.tokenization import fast, storage
 from lmlib.tokenization.merging import Pair, merge_ids
 from lmlib.tokenization.patterns import pretokenizer
 from lmlib.tokenization.processes import worker_pool
-from lmlib.tokenization.recognition import OwnEncodings
+from lmlib.tokenization.recognition import own_encodings
 from lmlib.tokenization.stream import (
     BLOCK,
     read_text,
@@ -357,21 +357,23 @@ class Tokenizer:
     def _forget(self) -> None:
         """Empties the memos."""
         self._encoder: fast.Encoder | None = None
-        self._own = OwnEncodings(self._byte_ids, self._ranks, self._made)
         self._words = Memo(self._encode_word, _MEMO_SIZE)
         self._chunks = Memo(self._encode_chunk, _MEMO_SIZE)
 
+    @cached_property
+    def _own(self) -> set[int]:
+        """The tokens that are their own encoding: looked for once, when the first word is to be merged."""
+        return own_encodings(self._byte_ids, self._ranks, self._made)
+
     def _encode_word(self, word: str) -> bytes:
         data = word.encode()
-        known = self._ids.get(data)
-        if known is not None and known in self._own:
-            return known.to_bytes(4, sys.byteorder)
-        return array("I", merge_ids(self.byte_ids(data), self._ranks, self._made)).tobytes()
+        known = self._ids.get(data, -1)
+        ids = [known] if known in self._own else merge_ids(self.byte_ids(data), self._ranks, self._made)
+        return array("I", ids).tobytes()
 
     def _encode_chunk(self, chunk: str) -> bytes:
         cut = self._pretokenizer
-        pretokens = cut.ascii_pretokens(chunk) if chunk.isascii() else cut.pretokens(chunk)
-        return b"".join(map(self._words.__getitem__, pretokens))
+        return b"".join(map(self._words.__getitem__, cut.quick_pretokens(chunk) or cut.pretokens(chunk)))
 
     def _encode(self, text: str) -> bytes:
         """Ids of ordinary text, four bytes each: joining bytes is faster than collecting integers."""
@@ -379,12 +381,13 @@ class Tokenizer:
             return encoder.encode(text.encode()).tobytes()
         cut = self._pretokenizer
         word, chunk = self._words.__getitem__, self._chunks.__getitem__
-        return b"".join(
-            b"".join(
-                map(word, cut.ascii_pretokens(block)) if block.isascii() else map(chunk, cut.chunks(block))
+        parts = []
+        for block in cut.blocks(text):
+            pretokens = cut.quick_pretokens(block)
+            parts.append(
+                b"".join(map(chunk, cut.chunks(block)) if pretokens is None else map(word, pretokens))
             )
-            for block in cut.blocks(text)
-        )
+        return b"".join(parts)
 
     def _streamed(
         self,

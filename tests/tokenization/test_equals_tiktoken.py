@@ -1,6 +1,7 @@
 """Token for token what tiktoken and Hugging Face make of the same vocabulary, on 10,000 generated texts."""
 
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmlib.tokenization import PATTERNS, Tokenizer, formats
-from lmlib.tokenization.patterns import ascii_version, pretokenizer
+from lmlib.tokenization.patterns import SPACES, pretokenizer, spelled_out
 from lmlib.tokenization.trainer import from_merges
 
 Oracle = Callable[[Tokenizer], tiktoken.Encoding]
@@ -122,16 +123,33 @@ def test_hugging_face_on_the_same_file(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ascii_version_is_the_pattern(name: str) -> None:
+def test_quick_pretokens_are_the_patterns(name: str, sample: str) -> None:
     cut = pretokenizer(name)
-    assert "\\p" not in ascii_version(PATTERNS[name])
+    assert not re.search(r"\\[psS]", spelled_out(PATTERNS[name]))
 
-    @settings(max_examples=500, deadline=None, database=None)
-    @given(st.lists(st.sampled_from([t for t in TRICKY if t.isascii()]), max_size=40).map("".join))
+    @settings(max_examples=700, deadline=None, database=None)
+    @given(any_text(sample))
     def check(text: str) -> None:
-        assert cut.ascii_pretokens(text) == regex.findall(PATTERNS[name], text)
+        quick = cut.quick_pretokens(text)
+        assert (quick is None) == (max(text, default="") > "\uffff")
+        assert quick is None or quick == regex.findall(PATTERNS[name], text)
 
     check()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_pretokens_around_every_character_up_to_ffff(name: str) -> None:
+    # Each character among others, and between two that are what it is: every class that it can be in shows.
+    around = ("a{0}1", "1{0}a", " {0} ", "\n{0}{0}\n", "!{0}b", "A{0}B", "'{0}'", "'s{0}'{0}s\n ", "{0}'ll")
+    characters = [chr(code) for code in range(0x10000)]
+    for template in around:
+        text = "".join(template.format(character) for character in characters)
+        assert pretokenizer(name).quick_pretokens(text) == regex.findall(PATTERNS[name], text)
+
+
+def test_spaces_are_those_of_regex() -> None:
+    everything = "".join(map(chr, range(0x110000)))
+    assert re.findall(f"[{SPACES}]", everything) == regex.findall(r"\s", everything)
 
 
 @pytest.mark.parametrize("name", NAMES)
