@@ -49,6 +49,24 @@ else:
 
     triton = tl = _Missing
 
+
+def _let_interpreter_index(interpreter: Any) -> None:
+    """Take the one element of an array where Triton before 3.7 calls ``int`` on it, as NumPy 2.4 refuses to.
+
+    torch 2.6 to 2.11 bring such a Triton along.
+    """
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_index(tensor: Any, *rest: Any) -> None:
+        patch(tensor, *rest)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_index
+
+
+if INTERPRETED and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
+    _let_interpreter_index(importlib.import_module("triton.runtime.interpreter"))
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What kernels compute on; everything else (float64, integers, complex) goes to the reference."""
 

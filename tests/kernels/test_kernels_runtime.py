@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,21 @@ print("ok")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "ok\n", done.stderr
+
+
+def test_old_interpreters_read_an_index_from_an_array_of_one_element() -> None:
+    class Tensor:
+        """As Triton's own, whose interpreter keeps even a scalar as an array of one element."""
+
+        handle = SimpleNamespace(data=np.array([3]))
+
+    def patch(tensor: type) -> None:  # as in Triton 3.2
+        tensor.__index__ = lambda self: int(self.handle.data[None])
+
+    interpreter = SimpleNamespace(_patch_lang_tensor=patch)
+    _runtime._let_interpreter_index(interpreter)
+    interpreter._patch_lang_tensor(Tensor)
+    assert list(range(5))[Tensor()] == 3
 
 
 def test_usable(device: str) -> None:
