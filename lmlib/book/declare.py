@@ -307,8 +307,8 @@ class Term:
 
 @dataclass(frozen=True)
 class LedgerTable:
-    """Terms with their shares; each opens to its formula, numbers, source and section. ``total`` names the
-    sum."""
+    """Terms that each open to formula, numbers, source and section. ``total`` names their sum, of which each
+    shows its share; without it they explain one another and are not added up."""
 
     caption: str
     terms: Sequence[TermLike]

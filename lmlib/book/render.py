@@ -104,18 +104,22 @@ def _ledger(ledger: LedgerTable) -> str:
         )
     return (
         f'<figure class="lm-ledger">{_caption(ledger.caption)}'
-        f"{''.join(_term(term, total) for term in ledger.terms)}{closing}</figure>"
+        f"{''.join(_term(term, total if ledger.total else None) for term in ledger.terms)}{closing}</figure>"
     )
 
 
-def _term(term: TermLike, total: Fraction) -> str:
-    share = float(100 * Fraction(term.value) / total) if total > 0 and term.value >= 0 else 0.0
+def _term(term: TermLike, total: Fraction | None) -> str:
+    """One term; its share of ``total``, which terms that are not added up do not have."""
+    share = "<span></span>"
+    if total is not None:
+        percent = float(100 * Fraction(term.value) / total) if total > 0 else 0.0
+        share = f'<span class="lm-share" style="--share:{max(percent, 0):.1f}%">{percent:.1f} %</span>'
     section = getattr(term, "section", "")
     link = f' <a href="{html.escape(section)}">Where this comes from</a>' if section else ""
     source = f"<dt>Source</dt><dd data-is=source>{inline(term.source)}</dd>" if term.source else ""
     return (
         f'<details class="lm-term"><summary><span class="lm-name">{inline(term.name)}</span>'
-        f'<span class="lm-share" style="--share:{share:.1f}%">{share:.1f} %</span>'
+        f"{share}"
         f'<span class="lm-amount">{html.escape(readable(term.value, term.unit))}</span></summary>'
         f"<dl><dt>Formula</dt><dd data-is=formula><code>{html.escape(term.formula)}</code></dd>"
         "<dt>Numbers put in</dt>"

@@ -150,3 +150,16 @@ def test_exercises_that_say_so_can_be_solved_in_the_page() -> None:
         if machinery.get(name).in_page:
             module = machinery.get(name).solution.__module__.replace(".", "/") + ".py"
             assert module in page_files.page_files(), name
+
+
+def test_only_terms_that_are_added_up_have_shares() -> None:
+    """Days, dollars and kilowatt-hours have no sum; what is subtracted has a negative share."""
+    room = [Term("memory", "m", {}, 80, "B"), Term("weights", "w", {}, -30, "B")]
+    summed = render.outputs_html([LedgerTable("l", room, "Room")])
+    assert "160.0 %" in summed
+    assert "-60.0 %" in summed
+    assert "--share:0.0%" in summed
+    apart = render.outputs_html(
+        [LedgerTable("l", [Term("time", "t", {}, 5, "s"), Term("price", "p", {}, 9, "USD")])]
+    )
+    assert "%" not in apart
