@@ -178,6 +178,33 @@ def test_a_phone_shows_everything_without_sideways_scrolling(visit: Visit, name:
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
 
 
+def test_words_of_a_plot_stay_in_it_on_a_phone(
+    browser: Any, live_url: str, write_page: Callable[[str, str], None]
+) -> None:
+    words = "A long title that says what is to be seen, in more words than a phone has room for"
+    names = ["a memory with a long name, and what it is good for", "another one"]
+    titles = {
+        "xaxis": {"title": {"text": words}},
+        "yaxis": {"title": {"text": "A memory of a machine (name)"}},
+    }
+    layout = {"title": {"text": words, "x": 0, "y": 0.97, "yanchor": "top"}, "height": 420, **titles}
+    figure = {"data": [{"type": "bar", "orientation": "h", "x": [1, 2], "y": names}], "layout": layout}
+    write_page("plot", f'<lm-plot><script type="application/json">{json.dumps(figure)}</script></lm-plot>')
+    page = browser.new_page(viewport={"width": 320, "height": 700})
+    page.goto(f"{live_url}/plot.html")
+    page.wait_for_selector("lm-plot[data-drawn]")
+    plot = page.locator("lm-plot .svg-container").bounding_box()
+    for place in (".gtitle", ".xtitle", ".ytitle", ".ytick text"):
+        box = page.locator(f"lm-plot {place}").first.bounding_box()
+        assert box["x"] >= plot["x"] - 1, place
+        assert box["x"] + box["width"] <= plot["x"] + plot["width"] + 1, place
+        assert box["y"] >= plot["y"] - 1, place
+        assert box["y"] + box["height"] <= plot["y"] + plot["height"] + 1, place
+    bars = page.locator("lm-plot .barlayer").bounding_box()
+    assert bars["width"] > plot["width"] / 4
+    page.close()
+
+
 def test_before_and_without_python_the_built_values_stand(
     browser: Any, live_url: str, live_folder: Path
 ) -> None:

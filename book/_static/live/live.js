@@ -134,6 +134,32 @@
     return dark ? {ink: "#d5dbe1", grid: "#3d4754", card: "#1f2630"} : {ink: "#2b333b", grid: "#d9dee3", card: "#ffffff"};
   };
 
+  /* Titles that do not fit are broken between words; plotly would cut them off at the plot's edge. */
+  const broken = (title, room, size) => {
+    const most = Math.floor(room / (size * .58)), lines = [];
+    if (!title?.text || title.text.length <= most || title.text.includes("<")) return title;
+    for (const word of title.text.split(" ")) {
+      if (lines.length && lines.at(-1).length + 1 + word.length <= most) lines[lines.length - 1] += ` ${word}`;
+      else lines.push(word);
+    }
+    return {...title, text: lines.join("<br>")};
+  };
+  const fitted = (layout, width, height) => {
+    const fit = {...layout, title: broken(layout.title, width, 16)};
+    const more = (fit.title?.text?.split("<br>").length ?? 1) - 1;
+    if (more) {
+      fit.title.y = 1 - (14 + 5 * more) / height;
+      fit.margin = {...layout.margin, t: (layout.margin?.t ?? 48) + 22 * more};
+    }
+    for (const [key, axis] of Object.entries(layout))
+      if (/^[xy]axis\d*$/.test(key) && axis.title)
+        fit[key] = {...axis, title: broken(axis.title, key[0] === "x" ? width - 80 : height - 130, 16.5)};
+    return fit;
+  };
+  /* Names along the vertical axis get a third of the width at most. */
+  const named = (data, width) => data.map(trace => typeof trace.y?.[0] !== "string" ? trace
+    : {...trace, y: trace.y.map(name => broken({text: name}, width / 3, 13).text)});
+
   /* The layout with the theme's colours in it: written into every axis, because a template's axis colours lose
      to nothing that is already there. */
   const themed = layout => {
@@ -143,7 +169,7 @@
       ...(layout.title && {title: {...layout.title, font: {...layout.title.font, color: ink}}})};
     const axes = new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d*$/.test(key))]);
     for (const axis of axes)
-      painted[axis] = {...layout[axis], color: ink, gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true};
+      painted[axis] = {exponentformat: "SI", ...layout[axis], color: ink, gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true};
     return painted;
   };
 
@@ -176,7 +202,8 @@
       catch { this.#box.textContent = this.getAttribute("aria-label"); return; }
       if (!this.isConnected) return;
       if (look) layout.template = look === "book" ? lmTemplate : look;
-      await Plotly.react(this.#box, data, {height: 380, ...themed(layout)}, {responsive: true, displaylogo: false});
+      const {height = 380} = layout, width = this.#box.clientWidth || 700, shown = fitted(layout, width, height);
+      await Plotly.react(this.#box, named(data, width), {height, ...themed(shown)}, {responsive: true, displaylogo: false});
       drawn.add(this);
       this.dataset.drawn = "true";
     }

@@ -91,8 +91,8 @@ def _section(name: str, entries: Sequence[dict[str, Any]]) -> str:
         title=f"Training loss, {name}",
         x="Time since the command started (minutes)",
         y="Training loss (nats/token)",
-        alt=f"Training loss over time of {len(entries)} entries; the best ends at a validation loss of "
-        f"{best['loss']:.3f} nats per token.",
+        alt=f"Training loss over time, a line for each of the entries ({len(entries)}); the best ends at a "
+        f"validation loss of {best['loss']:.3f} nats per token.",
     )
     html = plots.page_html(shown.to_plotly_json())
     table = f"```{{list-table}}\n:header-rows: 1\n:class: lm-wide\n\n{list_table(rows)}\n```"
