@@ -54,6 +54,74 @@ BROKEN = {
         ("memorised = {}",),
         "training/overfits",
     ),
+    "a loss that is divided by eight": (
+        "_loss_of = loss_of\ndef loss_of(*arguments):\n    return _loss_of(*arguments) / 8",
+        ("def sharpness(", "def descend("),
+        "training/edge-of-stability",
+    ),
+    "muP without its rates": (
+        "from lmlib.training import mup as theirs\n"
+        "_groups = theirs.groups\n"
+        "theirs.groups = lambda *given: [{**group, 'lr_scale': 1.0} for group in _groups(*given)]",
+        ("BASE, WIDE = ",),
+        "training/mup-cost",
+    ),
+    "a model that was never trained": (
+        "STEPS, model = 320, make(64)\nsnapshots = {0: model.state_dict()}",
+        ("def noise_scale(", "TARGET = 3.3"),
+        "training/noise-scale-grows",
+    ),
+    "micro-batches that are averaged": (
+        "class LossModule(LossModule):\n"
+        "    def forward(self, tokens, targets):\n"
+        "        total, auxiliary = super().forward(tokens, targets)\n"
+        "        return total / (targets != -100).sum(), auxiliary",
+        ("def gradient(batch, pieces",),
+        "training/accumulation-equal",
+    ),
+    "warm-up that is at the peak from the start": (
+        "from lmlib.training import schedules as theirs\n"
+        "theirs._FUNCTIONS['constant'] = lambda step, peak, **rest: peak",
+        ("starts_of = {",),
+        "training/warm-up",
+    ),
+    "eight bits without a scale": (
+        "from lmlib.training import fp8\nfp8.best_scale = lambda x, dtype=None: torch.ones(())",
+        ("def train_8_bits(",),
+        "training/fp8-trains",
+    ),
+    "a scale that is too small": (
+        "from lmlib.training import fp8\n"
+        "_right = fp8.best_scale\n"
+        "fp8.best_scale = lambda x, dtype: _right(x, dtype) / 16",
+        ("from lmlib.resources.formats import", "def catch("),
+        "training/fp8-error",
+    ),
+    "a trainer with another weight decay": (
+        "from functools import partial\n"
+        "from lmlib.training import bench\n"
+        "bench.OptimizerSettings = partial(OptimizerSettings, weight_decay=0.5)",
+        ("tiny = replace(",),
+        "training/same-program",
+    ),
+    "a corpus that is never read twice": (
+        "TokenData.from_array = lambda *arguments: train_data",
+        ("EPOCH_STEPS = 150",),
+        "training/memorises",
+    ),
+    "a record in which RoPE bought nothing": (
+        "from dataclasses import replace as changed\n"
+        "_read = record\n"
+        "def record(*place):\n"
+        "    made = _read(*place)\n"
+        "    samples = dict(made.samples)\n"
+        "    for label in samples:\n"
+        "        if label.startswith('RoPE'):\n"
+        "            samples[label] = samples[label.replace('RoPE', 'SwiGLU')]\n"
+        "    return changed(made, samples=samples)",
+        ("climb = record(",),
+        "training/ladder-largest",
+    ),
 }
 
 
