@@ -19,6 +19,7 @@ Values travel as text, both ways: an int of Python has no largest value, a numbe
 """
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -528,5 +529,8 @@ def get(name: str) -> Widget:
             if missing.name != module:
                 raise
     if name not in _WIDGETS:
+        widgets = importlib.import_module("lmlib.book.widgets")
+        for found in pkgutil.iter_modules(widgets.__path__):
+            importlib.import_module(f"{widgets.__name__}.{found.name}")
         raise KeyError(f"no widget is called {name!r}; there are {sorted(_WIDGETS)}")
     return _WIDGETS[name]

@@ -216,7 +216,10 @@ def _whole_matches(fine: "regex.Pattern[str]") -> Callable[[str], list[str]]:
     def pretokens(text: str) -> list[str]:  # not findall, which returns the groups of a pattern with groups
         pieces = [match.group() for match in fine.finditer(text)]
         if sum(map(len, pieces)) != len(text):
-            raise ValueError(f"pattern {fine.pattern!r} does not match every character of {text!r:.80}")
+            raise ValueError(
+                f"pattern {fine.pattern!r}, as a regular expression since it is none of {sorted(PATTERNS)}, "
+                f"does not match every character of {text!r:.80}"
+            )
         return [piece for piece in pieces if piece]
 
     return pretokens

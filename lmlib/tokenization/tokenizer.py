@@ -226,6 +226,8 @@ class Tokenizer:
         disallowed_special: Specials = "all",
     ) -> list[list[int]]:
         """`encode` of each text, in order, by n_workers processes (which take about a second to start)."""
+        if isinstance(texts, str):  # whose items, characters, would be encoded one by one
+            raise TypeError("texts must be a collection of texts, got a single one; `encode` takes that")
         self._resolve_specials(allowed_special, disallowed_special)
         options = {"allowed_special": allowed_special, "disallowed_special": disallowed_special}
         if _index(n_workers, "n_workers", least=1) == 1:

@@ -202,6 +202,8 @@ def test_every_kind_of_output_is_json() -> None:
 def test_an_unknown_widget_names_those_there_are() -> None:
     with pytest.raises(KeyError, match="tokenization/merge-steps"):
         get("tokenization/nothing")
+    with pytest.raises(KeyError, match=r"architecture/rope.*tokenization/merge-steps"):
+        get("tokenisation/merge-steps")
 
 
 def test_widgets_need_nothing_but_the_standard_library() -> None:

@@ -249,3 +249,13 @@ def test_a_file_name_as_text_is_refused(tmp_path: Path) -> None:
 def test_bars_appear_only_when_asked(capfd: pytest.CaptureFixture[str]) -> None:
     train_bpe("some text", 258, progress=False)
     assert capfd.readouterr().err == ""
+
+
+def test_a_pattern_that_is_no_name_is_named_as_what_it_was_taken_for() -> None:
+    with pytest.raises(ValueError, match=r"'gpt3', as a regular expression since it is none of \['cl100k'"):
+        train_bpe("hello", 300, pattern="gpt3")
+
+
+def test_a_single_text_is_no_batch() -> None:
+    with pytest.raises(TypeError, match="got a single one"):
+        train_bpe("hello", 300).encode_batch("hello")
