@@ -110,6 +110,17 @@ def usable(*tensors: Tensor | None) -> bool:
     return device.type == "cpu" and INTERPRETED
 
 
+def check_floating(**tensors: Tensor | None) -> None:
+    """Refuse integers, of which the fallbacks in PyTorch would make zeros.
+
+    Raises:
+        TypeError: a tensor that holds no floating-point numbers, named.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must hold floating-point numbers, got {tensor.dtype}")
+
+
 def next_power_of_2(n: int) -> int:
     """Smallest power of two that is at least ``n`` (1 for 0)."""
     return 1 << max(n - 1, 0).bit_length()

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels._runtime import UPCAST, Operator, capability, cdiv, tl, triton, usable
+from kernels._runtime import UPCAST, Operator, capability, cdiv, check_floating, tl, triton, usable
 from kernels.attention_backward import backward
 from kernels.attention_tiles import (
     LOG2_E,
@@ -376,8 +376,10 @@ def flash_attention(
     Raises:
         ValueError: shapes, dtypes or devices that don't fit together, a window without ``causal`` or below 1,
             a scale that is not positive.
+        TypeError: tensors of integers.
     """
     _check(q, k, v, causal, window, scale)
+    check_floating(q=q)
     if not usable(q, k, v) or not 1 <= q.shape[3] <= MAX_HEAD_DIM:
         return _fallback(q, k, v, causal, window, scale)
     result = _operator(q, k, v, causal, window or 0, q.shape[3] ** -0.5 if scale is None else scale)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels._runtime import Operator, as_rows, next_power_of_2, sm_count, tl, triton, usable
+from kernels._runtime import Operator, as_rows, check_floating, next_power_of_2, sm_count, tl, triton, usable
 from kernels.bench.case import Bench, Function, Inputs, Shape, Work, compiled, installed, normal
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -565,10 +565,12 @@ def cross_entropy(
         float32 (float64 for float64 logits): a scalar, or with "none" one loss per row.
 
     Raises:
-        ValueError, TypeError, IndexError: see ``check_targets``. On a GPU a target that is out of range is
-            not looked for, since that would wait for the GPU: loss and gradient of its row are NaN.
+        ValueError, TypeError, IndexError: see ``check_targets``; TypeError also for logits of integers. On a
+            GPU a target that is out of range is not looked for, since that would wait for the GPU: loss and
+            gradient of its row are NaN.
     """
     check_targets(targets, logits.shape[:-1], logits.shape[-1], ignore_index, reduction)
+    check_floating(logits=logits)
     if not usable(logits) or logits.shape[-1] == 0 or targets.device != logits.device:
         return reference(logits, targets, ignore_index, reduction, z_loss)
     x = as_rows(logits)

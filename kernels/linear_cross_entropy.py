@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels._runtime import Operator, as_rows, cdiv, usable
+from kernels._runtime import Operator, as_rows, cdiv, check_floating, usable
 from kernels.bench.case import Bench, Function, Inputs, Shape, Work, compiled, installed, normal
 from kernels.cross_entropy import (
     check_targets,
@@ -314,6 +314,7 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: shapes or dtypes that do not fit together, and what ``check_targets`` refuses.
+        TypeError: tensors of integers.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -326,6 +327,7 @@ def linear_cross_entropy(
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden and weight must have one dtype, got {hidden.dtype} and {weight.dtype}")
     check_targets(targets, hidden.shape[:-1], weight.shape[0], ignore_index, reduction)
+    check_floating(hidden=hidden)
     if not usable(hidden, weight) or not weight.numel() or targets.device != hidden.device:
         return reference(hidden, weight, targets, ignore_index, reduction, z_loss)
     x = as_rows(hidden)

@@ -33,6 +33,7 @@ from kernels._runtime import (
     as_rows,
     capability,
     cdiv,
+    check_floating,
     next_power_of_2,
     shared_bytes,
     sm_count,
@@ -417,6 +418,7 @@ def rms_norm(
 
     Raises:
         ValueError: weight is not one value for each column, or residual's shape is not x's.
+        TypeError: a tensor of integers.
     """
     if x.dim() == 0 or weight.shape != x.shape[-1:]:
         raise ValueError(
@@ -424,6 +426,7 @@ def rms_norm(
         )
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
+    check_floating(x=x, weight=weight, residual=residual)
     if not usable(x, weight, residual) or x.shape[-1] > MAX_COLUMNS:
         return reference(x, weight, eps, residual)
     if residual is None:

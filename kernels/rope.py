@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels._runtime import Operator, cdiv, next_power_of_2, tl, triton, usable
+from kernels._runtime import Operator, cdiv, check_floating, next_power_of_2, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, installed, normal
 
 TOKENS, WARPS = 1, 8
@@ -240,8 +240,10 @@ def rope(
 
     Raises:
         ValueError: shapes that don't belong together, or an odd K.
+        TypeError: tensors of integers.
     """
     _check(q, k, cos, sin)
+    check_floating(q=q, k=k, cos=cos, sin=sin)
     if not usable(q, k, cos, sin):
         return reference(q, k, cos, sin)
     if inplace and not torch.compiler.is_compiling() and _overwritable(q) and _overwritable(k):

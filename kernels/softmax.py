@@ -31,7 +31,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels._math import divide, exp
-from kernels._runtime import Operator, as_rows, cdiv, next_power_of_2, sm_count, tl, triton, usable
+from kernels._runtime import (
+    Operator,
+    as_rows,
+    cdiv,
+    check_floating,
+    next_power_of_2,
+    sm_count,
+    tl,
+    triton,
+    usable,
+)
 from kernels.bench.case import Bench, Shape, Work, compiled, installed, normal
 
 RESIDENT = 16_384
@@ -302,7 +312,12 @@ def reference(x: Tensor) -> Tensor:
 
 
 def softmax(x: Float[Tensor, "*leading columns"]) -> Float[Tensor, "*leading columns"]:
-    """Softmax over the last axis; a row of nothing but -inf gives NaN, as in PyTorch."""
+    """Softmax over the last axis; a row of nothing but -inf gives NaN, as in PyTorch.
+
+    Raises:
+        TypeError: a tensor of integers.
+    """
+    check_floating(x=x)
     if not usable(x) or x.dim() == 0:
         return reference(x)
     return _softmax(x)

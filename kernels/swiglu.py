@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels._math import sigmoid
-from kernels._runtime import Operator, as_rows, cdiv, tl, triton, usable
+from kernels._runtime import Operator, as_rows, cdiv, check_floating, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, installed, normal
 
 BLOCK, WARPS = 1024, 8
@@ -153,12 +153,14 @@ def swiglu(gate: Float[Tensor, "*shape"], up: Float[Tensor, "*shape"]) -> Float[
 
     Raises:
         ValueError: the shapes or the dtypes differ.
+        TypeError: tensors of integers.
     """
     if gate.shape != up.shape or gate.dtype != up.dtype:
         raise ValueError(
             f"gate and up must have one shape and dtype, got {tuple(gate.shape)} {gate.dtype} "
             f"and {tuple(up.shape)} {up.dtype}"
         )
+    check_floating(gate=gate)
     if not usable(gate, up) or gate.dim() == 0:
         return reference(gate, up)
     return _swiglu(gate, up)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -90,3 +91,25 @@ def test_rows_are_views_where_strides_allow() -> None:
     assert torch.equal(as_rows(x.transpose(0, 2)), x.transpose(0, 2).reshape(12, 2))
     assert as_rows(torch.ones(4)).shape == (1, 4)
     assert as_rows(torch.ones(4, 0)).shape == (4, 0)
+
+
+INTEGERS = torch.ones(1, 1, 2, 8, dtype=torch.int64)
+TARGETS = torch.zeros(1, 1, 2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: kernels.rms_norm(INTEGERS, torch.ones(8)), "x"),
+        (lambda: kernels.rms_norm(torch.ones(2, 8), INTEGERS[0, 0, 0]), "weight"),
+        (lambda: kernels.softmax(INTEGERS), "x"),
+        (lambda: kernels.swiglu(INTEGERS, INTEGERS), "gate"),
+        (lambda: kernels.rope(INTEGERS, INTEGERS, torch.ones(1, 4), torch.ones(1, 4)), "q"),
+        (lambda: kernels.cross_entropy(INTEGERS, TARGETS), "logits"),
+        (lambda: kernels.linear_cross_entropy(INTEGERS[0, 0], INTEGERS[0, 0], TARGETS[0, 0]), "hidden"),
+        (lambda: kernels.flash_attention(INTEGERS, INTEGERS, INTEGERS), "q"),
+    ],
+)
+def test_integers_are_refused_and_not_made_zeros(call: Callable[[], object], named: str) -> None:
+    with pytest.raises(TypeError, match=f"{named} must hold floating-point numbers, got torch.int64"):
+        call()
