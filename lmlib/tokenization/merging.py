@@ -46,25 +46,31 @@ def _merge_long(ids: list[int], ranks: Mapping[Pair, int], made: Sequence[int]) 
     end = len(ids)
     following = list(range(1, end + 1))
     before = list(range(-1, end - 1))
-    heap = [(ranks[pair], at) for at, pair in enumerate(pairwise(ids)) if pair in ranks]
+    # An entry is one number, rank above and place below: numbers compare faster than pairs of them.
+    bits = end.bit_length()
+    below = (1 << bits) - 1
+    heap = [ranks[pair] << bits | at for at, pair in enumerate(pairwise(ids)) if pair in ranks]
     heapq.heapify(heap)
-
-    def push(left: int, right: int) -> None:
-        rank = ranks.get((ids[left], ids[right]))
-        if rank is not None:
-            heapq.heappush(heap, (rank, left))
+    rank_of, pop, push = ranks.get, heapq.heappop, heapq.heappush
 
     while heap:
-        rank, at = heapq.heappop(heap)
+        entry = pop(heap)
+        rank, at = entry >> bits, entry & below
         right = following[at]
         # An entry is stale if one of its two tokens has since been merged into another (-1: swallowed).
-        if right == end or ids[at] < 0 or ranks.get((ids[at], ids[right])) != rank:
+        if right == end or ids[at] < 0 or rank_of((ids[at], ids[right])) != rank:
             continue
-        ids[at], ids[right] = made[rank], -1
+        new = ids[at] = made[rank]
+        ids[right] = -1
         following[at] = after = following[right]
         if after < end:
             before[after] = at
-            push(at, after)
-        if before[at] >= 0:
-            push(before[at], at)
+            joined = rank_of((new, ids[after]))
+            if joined is not None:
+                push(heap, joined << bits | at)
+        left = before[at]
+        if left >= 0:
+            joined = rank_of((ids[left], new))
+            if joined is not None:
+                push(heap, joined << bits | left)
     return [token for token in ids if token >= 0]
