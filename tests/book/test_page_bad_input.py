@@ -107,6 +107,18 @@ def enter(page: Any, name: str, field: str, value: str) -> None:
                 settled(page, lambda: at.fill(value))
 
 
+def answer(page: Any) -> str:
+    """What the outputs say, but for the words of plots: a plot is drawn when it comes into view."""
+    said: str = page.evaluate(
+        """() => {
+            const shown = document.querySelector(".lm-outputs").cloneNode(true);
+            shown.querySelectorAll("lm-plot").forEach(plot => plot.remove());
+            return shown.textContent;
+        }"""
+    )
+    return said
+
+
 @pytest.mark.parametrize("what", CASES)
 def test_what_cannot_be_is_refused_beside_its_field(visit: Callable[..., Any], what: str) -> None:
     name = f"resources/{what}"
@@ -115,7 +127,7 @@ def test_what_cannot_be_is_refused_beside_its_field(visit: Callable[..., Any], w
         settled(page, lambda: page.get_by_role("button", name="Reset", exact=True).click())
         assert page.locator(".lm-error:not([hidden])").count() == 0
         for key, value in entries.items():
-            before = page.locator(".lm-outputs").inner_text()
+            before = answer(page)
             enter(page, name, key, value)
         shown = page.locator(".lm-error:not([hidden])")
         assert shown.count() == 1, (entries, shown.all_inner_texts())
@@ -125,7 +137,8 @@ def test_what_cannot_be_is_refused_beside_its_field(visit: Callable[..., Any], w
         invalid = page.locator(f"lm-widget [name={field}]")
         assert invalid.get_attribute("aria-invalid") == "true"
         assert error.get_attribute("id") in invalid.get_attribute("aria-describedby")
-        assert page.locator(".lm-outputs").inner_text() == before
+        assert before
+        assert answer(page) == before
         # What the page says is what Python says.
         if not any(isinstance(widget.input(key), Text) for key in entries):
             texts = page.evaluate(
