@@ -48,9 +48,10 @@ def leaderboard_page(folder: Path, results: Path) -> str:
     """
     entries = [read_entry(path) for path in sorted(folder.glob("*.json"))]
     entries.sort(key=lambda entry: (entry["class"], entry["data"]["val_sha256"], entry["loss"]))
-    classes = [
-        _section(name, list(group)) for name, group in groupby(entries, key=lambda entry: entry["class"])
-    ]
+    classes = []
+    for name, group in groupby(entries, key=lambda entry: entry["class"]):
+        by_data = groupby(group, key=lambda entry: entry["data"]["val_sha256"])
+        classes += [f"## {plain(name)}", *(_section(name, list(each)) for _, each in by_data)]
     made = record("cpu-16core", "ladder", results)
     flops = max(each["flops"] for each in made.about["runs"].values() if "flops" in each)
     return _PAGE.format(
@@ -62,7 +63,9 @@ def leaderboard_page(folder: Path, results: Path) -> str:
 
 
 def _section(name: str, entries: Sequence[dict[str, Any]]) -> str:
-    rows = [["Entry", "Nats/token", "Bits/byte", "Parameters", "Tokens", "FLOPs", "Date", "Data"]]
+    """The entries of one class on one data set, which alone compare."""
+    data = entries[0]["data"]
+    rows = [["Entry", "Nats/token", "Bits/byte", "Parameters", "Tokens", "FLOPs", "Date"]]
     for entry in entries:
         bits = entry["bits_per_byte"]
         rows.append(
@@ -74,7 +77,6 @@ def _section(name: str, entries: Sequence[dict[str, Any]]) -> str:
                 f"{entry['tokens'] / 1e6:.1f}M",
                 f"{entry['flops']:.2e}",
                 entry["date"],
-                f"{plain(entry['data']['description'])} (`{entry['data']['val_sha256'][:12]}`)",
             ]
         )
     traces = [
@@ -96,7 +98,8 @@ def _section(name: str, entries: Sequence[dict[str, Any]]) -> str:
     )
     html = plots.page_html(shown.to_plotly_json())
     table = f"```{{list-table}}\n:header-rows: 1\n:class: lm-wide\n\n{list_table(rows)}\n```"
-    return f"## {plain(name)}\n\n{table}\n\n````{{raw}} html\n{html}\n````"
+    where = f"On {plain(data['description'])}; hash of the validation file `{data['val_sha256'][:12]}`."
+    return f"{where}\n\n{table}\n\n````{{raw}} html\n{html}\n````"
 
 
 def _ladder(samples: Any) -> list[list[str]]:
