@@ -205,6 +205,33 @@ def test_words_of_a_plot_stay_in_it_on_a_phone(
     page.close()
 
 
+def test_a_plot_keeps_its_height_on_a_phone(
+    browser: Any, live_url: str, write_page: Callable[[str, str], None]
+) -> None:
+    traces = [{"x": [1, 2, 3], "y": [1, 2, 4], "name": f"one of several programs, {i}"} for i in range(7)]
+    layout = {
+        "title": {
+            "text": "A title that takes two lines on a phone (bf16)",
+            "x": 0,
+            "y": 0.97,
+            "yanchor": "top",
+        },
+        "height": 420,
+        "legend": {"orientation": "h", "y": -0.25},
+        "yaxis": {"title": {"text": "Share of copy bandwidth (%), measured"}},
+    }
+    figure = {"data": traces, "layout": layout}
+    write_page("plot", f'<lm-plot><script type="application/json">{json.dumps(figure)}</script></lm-plot>')
+    page = browser.new_page(viewport={"width": 320, "height": 700})
+    page.goto(f"{live_url}/plot.html")
+    page.wait_for_selector("lm-plot[data-drawn]")
+    assert page.locator("lm-plot .nsewdrag").first.bounding_box()["height"] >= 200
+    title = page.locator("lm-plot .gtitle").bounding_box()
+    beside = page.locator("lm-plot .ytitle").bounding_box()
+    assert title["y"] + title["height"] <= beside["y"] + 1
+    page.close()
+
+
 def test_before_and_without_python_the_built_values_stand(
     browser: Any, live_url: str, live_folder: Path
 ) -> None:

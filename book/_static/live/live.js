@@ -144,7 +144,7 @@
     }
     return {...title, text: lines.join("<br>")};
   };
-  const fitted = (layout, width, height) => {
+  const fitted = (layout, width, height, inside) => {
     const fit = {...layout, title: broken(layout.title, width, 16)};
     const more = (fit.title?.text?.split("<br>").length ?? 1) - 1;
     if (more) {
@@ -153,7 +153,7 @@
     }
     for (const [key, axis] of Object.entries(layout))
       if (/^[xy]axis\d*$/.test(key) && axis.title)
-        fit[key] = {...axis, title: broken(axis.title, key[0] === "x" ? width - 80 : height - 130, 16.5)};
+        fit[key] = {...axis, title: broken(axis.title, key[0] === "x" ? width - 80 : inside, 16.5)};
     return fit;
   };
   /* Names along the vertical axis get a third of the width at most. */
@@ -202,8 +202,13 @@
       catch { this.#box.textContent = this.getAttribute("aria-label"); return; }
       if (!this.isConnected) return;
       if (look) layout.template = look === "book" ? lmTemplate : look;
-      const {height = 380} = layout, width = this.#box.clientWidth || 700, shown = fitted(layout, width, height);
-      await Plotly.react(this.#box, named(data, width), {height, ...themed(shown)}, {responsive: true, displaylogo: false});
+      const {height = 380} = layout, width = this.#box.clientWidth || 700;
+      const put = (high, inside) => Plotly.react(this.#box, named(data, width),
+        {...themed(fitted(layout, width, high, inside)), height: high}, {responsive: true, displaylogo: false});
+      await put(height, height - 130);
+      /* On a narrow page titles, names and legend take more rows: the plot grows rather than its inside shrinks. */
+      const inside = this.#box._fullLayout._size.h, least = Math.min(220, height - 130);
+      if (inside < least) await put(height + least - inside, least);
       drawn.add(this);
       this.dataset.drawn = "true";
     }
