@@ -7,7 +7,7 @@ Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2017, ar
 
 Contract: dense parameters. float32 parameters take float32 gradients; bfloat16 and float16 parameters get a
 float32 master copy in the optimizer's state, which is what is updated, and are rounded from it. State is
-float32.
+float32. ``master=False`` and ``moments=torch.bfloat16`` do with less, where memory is what limits a run.
 ``state_dict`` has torch.optim.AdamW's names (exp_avg, exp_avg_sq, step) and can be exchanged with it.
 
 Bytes a parameter: 28 in float32 (read p, g, m, v; write p, m, v); 28 with a master as well (its g and p are 2
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from kernels._math import divide
-from kernels._runtime import _on_device, cdiv, tl, triton, triton_dtype, usable
+from kernels._runtime import DTYPES, _on_device, cdiv, tl, triton, triton_dtype, usable
 from kernels.bench.case import Bench, Factory, Inputs, Shape, Work, normal
 
 BLOCK, WARPS = 2048, 8
@@ -53,18 +53,18 @@ def _update(
     """One chunk. WHOLE: no mask, so that loads stay 16 bytes wide whatever the tensor's size."""
     mask = None if WHOLE else place < size
     grad = tl.load(g + place, mask).to(tl.float32)
-    mean = tl.load(m + place, mask)
-    square = tl.load(v + place, mask)
-    value = tl.load(p + place, mask)
+    mean = tl.load(m + place, mask).to(tl.float32)
+    square = tl.load(v + place, mask).to(tl.float32)
+    value = tl.load(p + place, mask).to(tl.float32)
     # Differences times small constants: 1 - lr wd and b2 in float32 would err the same way at each step.
     value -= decay * value
     mean += beta1_rest * (grad - mean)
     square += beta2_rest * (grad * grad - square)
     root = divide(tl.sqrt_rn(square), root_bias2, True) + eps
     value -= step_size * divide(mean, root, True)
-    tl.store(p + place, value, mask)
-    tl.store(m + place, mean, mask)
-    tl.store(v + place, square, mask)
+    tl.store(p + place, value.to(p.dtype.element_ty), mask)
+    tl.store(m + place, mean.to(m.dtype.element_ty), mask)
+    tl.store(v + place, square.to(v.dtype.element_ty), mask)
     if MASTER:
         tl.store(low + place, value.to(low.dtype.element_ty), mask)
 
@@ -83,6 +83,8 @@ def _adamw(
     root_bias2,
     eps,
     DTYPE: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    WIDE: tl.constexpr,
     MASTER: tl.constexpr,
     ALIGN: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -91,10 +93,10 @@ def _adamw(
     owner = tl.load(OWNER + chunk)
     start = tl.load(START + chunk).to(tl.int64) * BLOCK
     size = tl.load(SIZES + owner)
-    p = tl.multiple_of(tl.load(POINTERS + owner).to(tl.pointer_type(tl.float32)), ALIGN)
+    p = tl.multiple_of(tl.load(POINTERS + owner).to(tl.pointer_type(WIDE)), ALIGN)
     g = tl.multiple_of(tl.load(POINTERS + tensors + owner).to(tl.pointer_type(DTYPE)), ALIGN)
-    m = tl.multiple_of(tl.load(POINTERS + 2 * tensors + owner).to(tl.pointer_type(tl.float32)), ALIGN)
-    v = tl.multiple_of(tl.load(POINTERS + 3 * tensors + owner).to(tl.pointer_type(tl.float32)), ALIGN)
+    m = tl.multiple_of(tl.load(POINTERS + 2 * tensors + owner).to(tl.pointer_type(MOMENTS)), ALIGN)
+    v = tl.multiple_of(tl.load(POINTERS + 3 * tensors + owner).to(tl.pointer_type(MOMENTS)), ALIGN)
     low = tl.multiple_of(tl.load(POINTERS + 4 * tensors + owner).to(tl.pointer_type(DTYPE)), ALIGN)
     place = start + tl.arange(0, BLOCK)
     # fmt: off
@@ -113,7 +115,8 @@ class _Tables:
     def __init__(self, params: list[Tensor], states: list[dict[str, Any]], block: int, warps: int) -> None:
         self.params, self.states, self.block, self.warps = params, states, block, warps
         self.device, self.dtype = params[0].device, params[0].dtype
-        self.master = self.dtype != torch.float32
+        self.master = "master" in states[0]
+        self.moments = states[0]["exp_avg"].dtype
         sizes = [p.numel() for p in params]
         chunks = torch.tensor([cdiv(size, block) for size in sizes])
         self.chunks = int(chunks.sum())
@@ -159,6 +162,8 @@ def _launch(pointers: Tensor, tables: _Tables, scalars: tuple[float, ...]) -> No
         len(tables.params),
         *scalars,
         DTYPE=triton_dtype(tables.dtype),
+        MOMENTS=triton_dtype(tables.moments),
+        WIDE=triton_dtype(torch.float32 if tables.master else tables.dtype),
         MASTER=tables.master,
         ALIGN=tables.align,
         BLOCK=tables.block,
@@ -215,8 +220,15 @@ class FusedAdamW(torch.optim.Optimizer):
     Equal to torch.optim.AdamW to float32 rounding for float32 parameters. Parameters that the kernel cannot
     take (not contiguous, on a CPU without Triton's interpreter, float64) are updated in plain PyTorch.
 
+    Args:
+        moments: the type of both moments; a parameter of a wider type keeps them in its own. In bfloat16 a
+            second moment follows only changes of more than 1 part in 512 a step: then choose b2 of 0.99 or
+            less. Arithmetic is float32 in any case.
+        master: whether a parameter of 16 bits has a float32 copy, which takes the steps. Without one, steps
+            smaller than half the distance to the next value are lost.
+
     Raises:
-        ValueError: a hyperparameter outside its range.
+        ValueError: a hyperparameter outside its range, moments that are no floating-point type.
         RuntimeError: a gradient that is sparse or not of its parameter's dtype.
     """
 
@@ -228,11 +240,16 @@ class FusedAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,
+        moments: torch.dtype = torch.float32,
+        master: bool = True,
         block: int = BLOCK,
         warps: int = WARPS,
     ) -> None:
         self._tables: dict[tuple[int, ...], _Tables] = {}
         self._block, self._warps = block, warps
+        if moments not in DTYPES:
+            raise ValueError(f"moments must be one of {', '.join(map(str, DTYPES))}, got {moments}")
+        self._moments, self._master = moments, master
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         for group in self.param_groups:
             _check_group(group)
@@ -242,10 +259,11 @@ class FusedAdamW(torch.optim.Optimizer):
         self._tables = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_block": self._block, "_warps": self._warps}
+        kept = ("_block", "_warps", "_moments", "_master")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but state stays float32 where the parameter has 16 bits."""
+        """As torch's, but the state has the types that this optimizer keeps, whatever the parameter's."""
         super().load_state_dict(state_dict)
         self._tables = {}
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
@@ -253,20 +271,22 @@ class FusedAdamW(torch.optim.Optimizer):
         for index, p in zip(saved, mine, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
                 if name != "step" and isinstance(value, Tensor):
-                    dtype = torch.promote_types(p.dtype, torch.float32)
+                    dtype = torch.float32 if name == "master" else self._moments_of(p)
                     # A copy of its own, as torch's cast is none where dtype and device are right already.
                     self.state[p][name] = value.detach().to(p.device, dtype, copy=True).contiguous()
         for group in self.param_groups:
             _check_group(group)
 
+    def _moments_of(self, p: Tensor) -> torch.dtype:
+        return torch.promote_types(p.dtype, self._moments)
+
     def _state_of(self, p: Tensor) -> dict[str, Any]:
         state = self.state[p]
         if not state:
             state["step"] = torch.tensor(0.0)
-            wide = torch.promote_types(p.dtype, torch.float32)
-            state["exp_avg"] = torch.zeros_like(p, dtype=wide)
-            state["exp_avg_sq"] = torch.zeros_like(p, dtype=wide)
-        if p.dtype in (torch.bfloat16, torch.float16) and "master" not in state:
+            state["exp_avg"] = torch.zeros_like(p, dtype=self._moments_of(p))
+            state["exp_avg_sq"] = torch.zeros_like(p, dtype=self._moments_of(p))
+        if self._master and p.dtype in (torch.bfloat16, torch.float16) and "master" not in state:
             state["master"] = p.detach().float()
         if state["step"].is_cuda:  # from a state_dict of torch's fused AdamW
             state["step"] = state["step"].cpu()
@@ -318,19 +338,16 @@ class FusedAdamW(torch.optim.Optimizer):
     ) -> None:
         hyper = {name: group[name] for name in ("betas", "eps", "weight_decay")}
         for p, state in zip(params, states, strict=True):
-            wide = state.get("master", p)
+            kept = (state.get("master", p), state["exp_avg"], state["exp_avg_sq"])
+            wide = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in kept]
             assert p.grad is not None
-            reference(
-                wide,
-                p.grad.to(wide.dtype),
-                state["exp_avg"],
-                state["exp_avg_sq"],
-                lr=float(group["lr"]),
-                step=step,
-                **hyper,
-            )
-            if wide is not p:
-                p.copy_(wide)
+            grad = p.grad.to(wide[0].dtype)
+            reference(wide[0], grad, *wide[1:], lr=float(group["lr"]), step=step, **hyper)
+            for t, found in zip(kept, wide, strict=True):
+                if t is not found:
+                    t.copy_(found)
+            if kept[0] is not p:
+                p.copy_(kept[0])
 
 
 # -- the benchmark -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from kernels import FusedAdamW
+from kernels.adamw import reference
 
 SHAPES = ((7,), (33, 20), (1,), (3, 5, 7), (700,))
 HYPER = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
@@ -75,6 +76,51 @@ def test_sixteen_bits_are_rounded_from_a_master(dtype: torch.dtype, device: str)
         assert torch.allclose(master.double(), right, rtol=1e-5, atol=1e-6)
         unit = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}[dtype]  # the interpreter cuts
         assert torch.allclose(p.float(), master, rtol=unit, atol=1e-6)
+
+
+@pytest.mark.parametrize("moments", [torch.bfloat16, torch.float32])
+def test_without_a_master_each_step_is_rounded_once(moments: torch.dtype, device: str) -> None:
+    """Against the same step in float64 from the same 16-bit values; the kernel and plain PyTorch alike."""
+    strided = Parameter(torch.randn(20, 30, device=device).bfloat16().t())  # not contiguous: plain PyTorch
+    ours = [*params(device, torch.bfloat16), strided]
+    optimizer = FusedAdamW(ours, **HYPER, moments=moments, master=False)
+    for step in range(1, 5):
+        before = [p.detach().double() for p in ours]
+        names = ("exp_avg", "exp_avg_sq")
+        states = [[optimizer.state[p][n].double() for n in names] if step > 1 else None for p in ours]
+        set_grads(ours)
+        optimizer.step()
+        for p, old, state in zip(ours, before, states, strict=True):
+            assert p.grad is not None
+            m, v = state or (torch.zeros_like(old), torch.zeros_like(old))
+            reference(old, p.grad.double(), m, v, step=step, **HYPER)
+            unit = 2.0**-8 if p.is_cuda else 2.0**-7  # the interpreter cuts off where a GPU rounds
+            assert torch.allclose(p.double(), old, rtol=1.01 * unit, atol=1e-6)
+            for name, right in zip(names, (m, v), strict=True):
+                kept = optimizer.state[p][name]
+                assert kept.dtype == moments
+                assert "master" not in optimizer.state[p]
+                close = 1.01 * unit if moments == torch.bfloat16 else 1e-5
+                assert torch.allclose(kept.double(), right, rtol=close, atol=1e-7)
+
+
+def test_states_without_a_master_are_saved_and_go_on_with_the_same_bits(device: str) -> None:
+    first = params(device, torch.bfloat16)
+    second = copies(first, torch.bfloat16)
+    kinds = {"moments": torch.bfloat16, "master": False}
+    one, other = FusedAdamW(first, **HYPER, **kinds), FusedAdamW(second, **HYPER, **kinds)
+    set_grads(first, second)
+    one.step()
+    for p, q in zip(first, second, strict=True):
+        q.data.copy_(p)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    set_grads(first, second)
+    one.step()
+    other.step()
+    assert all(torch.equal(p, q) for p, q in zip(first, second, strict=True))
+    assert {t.dtype for t in other.state[second[0]].values() if t.dim()} == {torch.bfloat16}
+    restored = copy.deepcopy(other)
+    assert (restored._moments, restored._master) == (torch.bfloat16, False)
 
 
 def test_groups_schedules_closures_and_missing_gradients(device: str) -> None:
@@ -163,6 +209,8 @@ def test_bad_input_is_named() -> None:
     amsgrad = torch.optim.AdamW([p], amsgrad=True)
     with pytest.raises(ValueError, match="amsgrad is not supported"):
         FusedAdamW([p]).load_state_dict(amsgrad.state_dict())
+    with pytest.raises(ValueError, match="moments must be one of"):
+        FusedAdamW([p], moments=torch.int32)
     embedding = torch.nn.Embedding(4, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="gradients must be dense"):
