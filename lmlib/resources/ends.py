@@ -82,12 +82,18 @@ def _head_parameter(build: Builder, gradient: Tensor) -> Parameter:
     return replace(own, stored=gradient) if build.profile.autocast else Parameter(gradient)
 
 
-def _losses(build: Builder, logits: Tensor, tokens: str, holds: bool) -> Tensor:
-    """Mean cross-entropy of fp32 logits; the log-probabilities are what is kept."""
+def _losses(build: Builder, logits: Tensor, tokens: str, holds: bool, named: bool = True) -> Tensor:
+    """Mean cross-entropy of fp32 logits; the log-probabilities are what is kept.
+
+    ``named``: whether a Python name refers to the logits while the loss is made; if none does, those in 16
+    bits go with their cast.
+    """
     source = logits
     if build.compute == 2:
         wide = build.tensor("logits in fp32", 4, f"{tokens} * vocab_size")
         source = build.unary("logits: cast", logits, wide)
+        if not named:
+            build.free(logits)
     probabilities = build.tensor("log-probabilities", 4, f"{tokens} * vocab_size")
     build.unary("log softmax", source, probabilities, (probabilities,))
     targets = build.tensor("target ids", 8, tokens, kept=True)
@@ -98,7 +104,7 @@ def _losses(build: Builder, logits: Tensor, tokens: str, holds: bool) -> Tensor:
     )
     if source is not logits:
         build.free(source)
-    if not holds:
+    if not holds and (named or source is logits):
         build.free(logits)
     return loss
 
@@ -118,25 +124,27 @@ def _fused(build: Builder, hidden: Tensor, gradient: Tensor) -> tuple[Tensor, No
 
 def _chunked(build: Builder, hidden: Tensor, gradient: Tensor) -> tuple[Tensor, None]:
     """Chunk by chunk, each a checkpoint; only views of the head's input are kept."""
-    size = -(-build.symbols["tokens"] // build.profile.loss_chunks)
-    build.symbols["chunk"] = size
+    tokens = build.symbols["tokens"]
+    size = -(-tokens // build.profile.loss_chunks)
     parameter = _head_parameter(build, gradient)
     if parameter.stored is not None:  # one cast for all chunks, so their gradients meet before the cast back
         joins = build.tensor("head, cast", 2, "vocab_size * d_model", kept=True)
         build.op(Op("head: cast", (), (joins,), parameters=(Parameter(parameter.stored),)))
         parameter = replace(parameter, joins=joins)
-    chunks = [
-        build.tensor(f"chunk {number + 1} of the head's input", build.stream, "chunk * d_model", base=hidden)
-        for number in range(-(-build.symbols["tokens"] // size))
-    ]
+    chunks: list[Tensor] = []
+    for start in range(0, tokens, size):  # the last may be shorter
+        build.symbols["chunk"] = min(size, tokens - start)
+        name = f"chunk {len(chunks) + 1} of the head's input"
+        chunks.append(build.tensor(name, build.stream, "chunk * d_model", base=hidden))
     build.op(Op("chunks", (hidden,), tuple(chunks)))
     targets = build.tensor("target ids", 8, "tokens", kept=True)
     total: Tensor | None = None
-    for chunk in chunks:
+    for number, chunk in enumerate(chunks):
+        build.symbols["chunk"] = min(size, tokens - number * size)
         if hidden in build.wide:
             build.wide.add(chunk)
         build.begin()
-        loss = _losses(build, _head(build, chunk, parameter, "chunk"), "chunk", holds=False)
+        loss = _losses(build, _head(build, chunk, parameter, "chunk"), "chunk", holds=False, named=False)
         build.end((chunk, targets), (loss,))
         if total is None:
             total = loss

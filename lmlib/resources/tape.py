@@ -217,10 +217,10 @@ class Run:
                 self._differentiate(step)
             else:
                 self._recompute(step)
+                # The frame that holds the inputs goes with the last saved tensor.
+                first = next(op for op in step.ops if op.saves)
                 for op in reversed(step.ops):
-                    self._differentiate(op)
-                for tensor in step.inputs:
-                    self.release(tensor)
+                    self._differentiate(op, step.inputs if op is first else ())
 
     def _recompute(self, step: Checkpoint) -> None:
         """Forward again up to the last op that saves; nothing needs what comes after its inputs."""
@@ -251,7 +251,8 @@ class Run:
             while self.references.get(storage, 0) > before.get(storage, 0) + saved.get(storage, 0):
                 self.release(storage)
 
-    def _differentiate(self, op: Op) -> None:
+    def _differentiate(self, op: Op, held: tuple[Tensor, ...] = ()) -> None:
+        """One op's backward step; ``held`` goes together with its saved tensors."""
         arriving = [self.gradients.pop(tensor) for tensor in op.outputs if tensor in self.gradients]
         if not arriving:
             return
@@ -262,7 +263,7 @@ class Run:
         for _, gradient in made:
             self.hold(gradient)
         self.mark(op.name)
-        for tensor in (*op.backward_scratch, *arriving, *op.saves):
+        for tensor in (*op.backward_scratch, *arriving, *op.saves, *held):
             self.release(tensor)
         for parameter in op.parameters:
             for copy in parameter.kept_copies:
