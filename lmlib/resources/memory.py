@@ -440,7 +440,9 @@ class _Step:
             return []
         ranks = self.shards.gradients
         formula = "ceil(bytes_so_far / ranks)"
-        return [derive("gradients so far", formula, "bytes", STATES, bytes_so_far=stored, ranks=ranks)]
+        waits = self.optimizer.keeps_gradients
+        name = "gradients that wait for another use of their weight" if waits else "gradients so far"
+        return [derive(name, formula, "bytes", STATES, bytes_so_far=stored, ranks=ranks)]
 
     def _around(self, row: Row, mark: tuple[int, int, int, int]) -> list[Term | Ledger]:
         """Saved activations of the other segments, gradients, and what the running one holds."""

@@ -66,7 +66,7 @@ def stage_peaks(
     if length % layout.tp:
         raise ArgumentError("length", f"must be a multiple of tp = {layout.tp}, got {length}")
     divided = Divided(model, layout)
-    played = _played(model, profile, micro_batch, length, layout.ep)
+    played = _played(model, profile, micro_batch, length, layout.ep, layout.pp == 1)
     around = surroundings(model, profile, micro_batch, length)
     update = _update(divided, profile, optimizer)
     known: dict[object, tuple[Term, ...]] = {}
@@ -179,14 +179,20 @@ def _chunks(divided: Divided, stage: int, head: int) -> list[list[tuple[int, str
 
 
 def _running(chunk: list[tuple[int, str]], played: tuple[Played, ...]) -> tuple[int, str]:
-    """What the highest moment of a chunk's backward pass adds to what is kept, and where that is."""
-    released, best, at = 0, 0, chunk[-1][1] if chunk else "nothing"
+    """What the highest moment of a chunk's backward pass adds to what is kept, and where that is.
+
+    Gradients are there already; what waits is a tied matrix's from the head, until the embedding's comes.
+    """
+    released, waiting, best, at = 0, 0, 0, chunk[-1][1] if chunk else "nothing"
     for number, name in reversed(chunk):
         one = played[number]
-        highest = max(moment.alive for moment in (*one.forward, *one.backward)) - one.kept - released
+        alive = [each.alive for each in one.forward]
+        alive += [each.alive + each.gradients + waiting for each in one.backward]
+        highest = max(alive) - one.kept - released
         if highest > best:
             best, at = highest, name
         released += one.kept
+        waiting += one.stored
     return best, at
 
 
@@ -228,9 +234,13 @@ def _places(layout: Layout, stage: int) -> list[int]:
 
 
 @lru_cache(maxsize=32)
-def _played(model: Model, profile: Profile, micro_batch: int, length: int, ep: int) -> tuple[Played, ...]:
+def _played(
+    model: Model, profile: Profile, micro_batch: int, length: int, ep: int, one_stage: bool
+) -> tuple[Played, ...]:
     granule = GRANULE if profile.device == "cuda" else 1
     parts = segments(model, profile, micro_batch, length)
+    if not one_stage:  # the first and the last stage each have their own copy of a tied matrix
+        parts = tuple(replace(part, stored=(), waits=()) for part in parts)
     return tuple(_share_of_experts(part, ep).play(granule, True)[0] for part in parts)
 
 

@@ -28,7 +28,9 @@ class Played:
         forward_end: alive once it has returned, its output included.
         kept_forward: kept until autocast ends; ``kept``: kept for the backward pass.
         output_bytes: its output.
-        stored: gradients of parameters that its backward pass leaves behind, once it has run.
+        stored: gradients of parameters that its backward pass leaves behind, once it has run; where they are
+            added to gradients that are there already, those that wait for another use of their weight (less
+            than nothing where this was the use that they waited for).
     """
 
     forward: tuple[Moment, ...]
@@ -52,9 +54,10 @@ class Played:
 
 def _highest(moments: tuple[Moment, ...]) -> tuple[Moment, ...]:
     """Moments than which no other has both as much alive and as many gradients; of equals the first."""
-    found, most = [], -1
+    found: list[Moment] = []
+    most: int | None = None
     for moment in sorted(moments, key=lambda each: (-each.alive, -each.gradients)):
-        if moment.gradients > most:
+        if most is None or moment.gradients > most:
             found.append(moment)
             most = moment.gradients
     return tuple(found)
@@ -65,7 +68,7 @@ class Segment:
     """``count`` equal stretches of the program, of which one is described.
 
     ``held`` stays with Python when the segment is over; gradients in ``stored`` are there already when its
-    backward pass comes.
+    backward pass comes, and those in ``waits`` get another part after it, from an earlier segment.
     """
 
     name: str
@@ -75,6 +78,17 @@ class Segment:
     output: Tensor
     held: tuple[Tensor, ...] = ()
     stored: tuple[Tensor, ...] = ()
+    waits: tuple[Tensor, ...] = ()
+
+    def uses(self) -> dict[Tensor, int]:
+        """How many gradients each parameter gets, from this segment's backward pass and later ones."""
+        found = dict.fromkeys(self.waits, 1)
+        for step in self.steps:
+            for op in step.ops if isinstance(step, Checkpoint) else (step,):
+                for parameter in op.parameters:
+                    if parameter.joins is None:
+                        found[parameter.key] = found.get(parameter.key, 0) + 1
+        return found
 
     def saved(self) -> list[Tensor]:
         """Storages that autograd keeps for the backward pass, each once, in the order they were saved."""
@@ -88,7 +102,7 @@ class Segment:
 
     def play(self, granule: int, accumulates: bool, snapshot_at: int | None = None) -> tuple[Played, Run]:
         """Run the segment forward and backward."""
-        run = Run(accumulates=accumulates, granule=granule, snapshot_at=snapshot_at)
+        run = Run(accumulates=accumulates, granule=granule, snapshot_at=snapshot_at, uses=self.uses())
         run.stored |= set(self.stored)
         if self.source is not None:
             run.hold(self.source)
@@ -142,5 +156,6 @@ def segments(model: Model, profile: Profile, batch_size: int, context_length: in
     last = builder()
     x, loss, logits = head_program(last, shared)
     held = (loss,) if logits is None else (loss, logits)
-    parts.append(Segment("head and loss", 1, tuple(last.steps), x, loss, held))
+    waits = (shared,) if model.tied else ()
+    parts.append(Segment("head and loss", 1, tuple(last.steps), x, loss, held, waits=waits))
     return tuple(parts)

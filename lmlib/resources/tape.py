@@ -49,6 +49,11 @@ class Parameter:
     keeps_copy: bool = True
 
     @property
+    def key(self) -> Tensor:
+        """The gradient as it is stored."""
+        return self.stored or self.made
+
+    @property
     def kept_copies(self) -> tuple[Tensor, ...]:
         """The copy, if autograd keeps it for the backward pass."""
         return (self.copy,) if self.copy is not None and self.keeps_copy else ()
@@ -111,7 +116,9 @@ class Run:
     """What is alive while ops are played; ``moments`` is the record.
 
     Args:
-        accumulates: gradients of parameters are there already, and are added to.
+        accumulates: gradients of parameters are there already, and are added to, once those of all uses of
+            a weight have been summed beside them.
+        uses: with ``accumulates``, how many gradients each parameter still gets.
         granule: an allocation takes a multiple of this many bytes.
         snapshot_at: number of the moment at which ``snapshot`` is to hold all that is alive.
 
@@ -132,6 +139,7 @@ class Run:
     gradients: dict[Tensor, Tensor] = field(default_factory=dict)
     stored: set[Tensor] = field(default_factory=set)
     stored_bytes: int = 0
+    uses: dict[Tensor, int] = field(default_factory=dict)
     views: set[Tensor] = field(default_factory=set)
     summed: set[Tensor] = field(default_factory=set)
     casts: list[Tensor] = field(default_factory=list)
@@ -309,16 +317,21 @@ class Run:
             self.mark(name)
             self.release(gradient)
             gradient = cast
-        key = parameter.stored or parameter.made
-        if not self.accumulates and key not in self.stored:
+        key = parameter.key
+        self.uses[key] = self.uses.get(key, 1) - 1
+        last = self.accumulates and not self.uses[key]
+        if key in self.stored:
+            if not (self.sums_in_place and key in self.summed):
+                self.summed.add(key)
+                total = like(key, "gradient of")
+                self.hold(total)
+                self.mark(name)
+                self.release(total)
+            if last:
+                self.stored_bytes -= self.taken(gradient)
+        elif not last:
             self.stored.add(key)
             self.stored_bytes += self.taken(gradient)
-        elif not self.accumulates and not (self.sums_in_place and key in self.summed):
-            self.summed.add(key)
-            total = like(key, "gradient of")
-            self.hold(total)
-            self.mark(name)
-            self.release(total)
         self.release(gradient)
 
 

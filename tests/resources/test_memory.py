@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -112,31 +113,87 @@ def test_peak_with_a_loss_in_chunks(model, chunks, batch, length, dtype, recompu
     _compare(model, profile, batch, length)
 
 
+ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
+OPTIMIZERS = {
+    "foreach": (Optimizer(implementation="foreach"), partial(ADAMW, foreach=True)),
+    "loop": (Optimizer(implementation="loop"), partial(ADAMW, foreach=False)),
+    "sgd": (Optimizer("sgd"), partial(SGD, lr=0.1, foreach=False)),
+    "momentum": (Optimizer("sgd", momentum=True), partial(SGD, lr=0.1, momentum=0.9, foreach=False)),
+}
+FUSED = partial(ADAMW, fused=True)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 7), (2, 64)])  # the peak in the step, or in backward
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("model", [LLAMA, GPT], ids=lambda model: model.name)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_peak_with_other_optimizers(kind, model, dtype, recompute, batch, length):
+    optimizer, make = OPTIMIZERS[kind]
+    profile = Profile(precision=dtype, recompute=recompute, device="cpu")
+    _compare_peaks(model, profile, batch, length, optimizer, make)
+
+
+@pytest.mark.parametrize("kind", ["first", "accumulation"])
+@pytest.mark.parametrize(("batch", "length"), [(1, 7), (2, 64)])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize(("loss", "chunks"), [("fp32_ce", 1), ("chunked", 3), ("fused", 1)])
+@pytest.mark.parametrize(
+    "model", [LLAMA, GPT, replace(LLAMA, name="llama-tied", tied=True)], ids=lambda model: model.name
+)
+def test_peak_of_a_first_step_and_with_gradients_there(
+    model, loss, chunks, dtype, recompute, batch, length, kind
+):
+    """Where gradients accumulate, those of a weight that is used twice are summed beside them first."""
+    profile = Profile(precision=dtype, loss=loss, loss_chunks=chunks, recompute=recompute, device="cpu")
+    optimizer = Optimizer(accumulation=kind == "accumulation")
+    _compare_peaks(model, profile, batch, length, optimizer, FUSED, first_step=kind == "first")
+
+
 def _compare(model, profile, batch, length):
     net = Reference(model, profile, length, "cpu")
-    # Two calls: halves of one tensor would share a storage, which is kept whole.
-    ids = torch.randint(0, model.vocab_size, (batch, length))
-    targets = torch.randint(0, model.vocab_size, (batch, length))
-    state = [*net.parameters(), *net.buffers()]
-    with saved_tensors(state) as saved, precision(profile, "cpu"):
+    ids, targets = _batch(model, batch, length)
+    with saved_tensors([*net.parameters(), *net.buffers()]) as saved, precision(profile, "cpu"):
         loss, logits = net(ids, targets)
     assert saved.nbytes == activations(model, profile, batch, length).total
     del loss, logits, saved
+    _compare_peaks(model, profile, batch, length, Optimizer(), FUSED)
 
-    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
 
-    def step():
+def _batch(model, batch, length):
+    """Two calls: halves of one tensor would share a storage, which is kept whole."""
+    shape = (batch, length)
+    return torch.randint(0, model.vocab_size, shape), torch.randint(0, model.vocab_size, shape)
+
+
+def _compare_peaks(model, profile, batch, length, described, make, first_step=False):
+    net = Reference(model, profile, length, "cpu")
+    ids, targets = _batch(model, batch, length)
+    optimizer = make(net.parameters())
+
+    def backward():
         with precision(profile, "cpu"):
             kept = net(ids, targets)
         kept[0].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        return kept
 
-    step()
-    moments = [tensor for entry in optimizer.state.values() for tensor in entry.values()]
-    with LiveBytes([*state, *moments, ids, targets]) as live:
+    def step():
+        kept = backward()
+        optimizer.step()
+        del kept
+
+    if not first_step:
         step()
-    predicted = memory(model, profile, Optimizer(), batch, length).peak
+        optimizer.zero_grad()
+    if described.accumulation:
+        backward()
+    there = [*net.parameters(), *net.buffers(), ids, targets]
+    there += [tensor for entry in optimizer.state.values() for tensor in entry.values() if tensor is not None]
+    there += [weight.grad for weight in net.parameters() if weight.grad is not None]
+    with LiveBytes(there) as live:
+        step()
+    predicted = memory(model, profile, described, batch, length, first_step=first_step).peak
     assert predicted == pytest.approx(live.peak, rel=0.001)
 
 
