@@ -1,9 +1,11 @@
 """Make the small model that comes with the book.
 
     python -m lmlib.training.bundle --out lmlib/training/bundled [--set trainer.max_seconds=100]
+    python -m lmlib.training.bundle --rescore lmlib/training/bundled
 
 Trains the preset ``bundled``, rounds the weights to bf16, and writes them with the tokenizer and a record:
 the recipe, the loss on stories that nobody trained on (split ``test``), and how coherent its own stories are.
+``--rescore`` measures the last two anew for a model that is there (two minutes on a CPU) and trains nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from lmlib.data import micro_world
 from lmlib.data.truth import bits_per_byte
 from lmlib.resources.units import ArgumentError
 from lmlib.tokenization import Tokenizer, formats
+from lmlib.training import bundled
 from lmlib.training.bench import machine
 from lmlib.training.coherence import check_stories, closing_accuracy
 from lmlib.training.config import RunConfig, read
@@ -38,7 +41,7 @@ from lmlib.training.run import attention_backend, make_trainer
 from lmlib.training.state import MODEL, load_model, unique_tensors
 from lmlib.training.tensors import write_tensors
 
-TEST_STORIES = 300  # what the score is measured on, about 380 kB
+TEST_STORIES = 300  # what the score is measured on, about 380 kB; and as many are told by the model
 LARGEST = 12_000_000  # bytes, of weights and tokenizer together
 
 
@@ -77,6 +80,39 @@ def tell(
     return [tokenizer.decode(row[: row.index(end)]) for row in told if end in row]
 
 
+def rate(
+    model: TransformerLM, tokenizer: Tokenizer, device: str = "cpu", commit: str = "unknown"
+) -> dict[str, Any]:
+    """The part of the record that a model earns: its loss, how coherent it is, where it was measured."""
+    told = tell(model, tokenizer, TEST_STORIES, device)
+    truth = list(micro_world(0, split="test", n_documents=TEST_STORIES).documents())
+    right, lines = closing_accuracy(model, tokenizer, truth, device)
+    return {
+        "score": score(model, tokenizer, device),
+        "truth_bits_per_byte": bits_per_byte(0, TEST_STORIES, split="test"),
+        "coherence": {
+            "stories": {"asked": TEST_STORIES, "ended": len(told), **asdict(check_stories(told))},
+            "true_stories": asdict(check_stories([document.text for document in truth])),
+            "closing_lines": {"right": right, "all": lines},
+        },
+        "rated": {"date": datetime.now(UTC).date().isoformat(), "commit": commit, **machine()},
+    }
+
+
+def rescore(folder: Path, commit: str = "unknown") -> dict[str, Any]:
+    """Rate the model of a folder that ``make`` wrote, and replace that part of its record."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = bundled.load(device=device, folder=folder)
+    made = bundled.record(folder) | rate(model, tokenizer, device, commit)
+    write_record(folder, made)
+    return made
+
+
+def write_record(folder: Path, made: dict[str, Any]) -> None:
+    """As readable JSON."""
+    (folder / "record.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
 def export(model: TransformerLM, tokenizer: Tokenizer, config: RunConfig, out: Path) -> dict[str, str]:
     """Write weights in bf16, tokenizer and recipe; gives their sha256."""
     out.mkdir(parents=True, exist_ok=True)
@@ -107,20 +143,11 @@ def make(config: RunConfig, out: Path, work: Path, commit: str) -> dict[str, Any
     load_model(out, model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).eval()
-    told = tell(model, data.tokenizer, 200, device)
-    truth = list(micro_world(0, split="test", n_documents=200).documents())
-    right, lines = closing_accuracy(model, data.tokenizer, truth, device)
     made = {
         "model": config.model_config().to_dict(),
         "parameters": sum(each.numel() for each in model.parameters()),
         "files": files,
-        "score": score(model, data.tokenizer, device),
-        "truth_bits_per_byte": bits_per_byte(0, TEST_STORIES, split="test"),
-        "coherence": {
-            "stories": {"asked": 200, "ended": len(told), **asdict(check_stories(told))},
-            "true_stories": asdict(check_stories([document.text for document in truth])),
-            "closing_lines": {"right": right, "all": lines},
-        },
+        **rate(model, data.tokenizer, device, commit),
         "training": {
             "steps": trainer.step,
             "tokens": trainer.tokens,
@@ -132,9 +159,7 @@ def make(config: RunConfig, out: Path, work: Path, commit: str) -> dict[str, Any
         "commit": commit,
         **machine(),
     }
-    (out / "record.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: made[key] for key in ("score", "truth_bits_per_byte", "coherence", "training")}))
-    print("\n---\n".join(told[:3]))
+    write_record(out, made)
     return made
 
 
@@ -143,13 +168,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lmlib.training.bundle", description=__doc__)
     parser.add_argument("--config", default="bundled", help="a TOML file or preset (%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the bundled files")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--out", type=Path, help="folder that the bundled files are written to")
+    place.add_argument(
+        "--rescore", type=Path, metavar="FOLDER", help="a folder of bundled files to rate anew"
+    )
     parser.add_argument("--work", type=Path, help="folder of the token files (default: a temporary one)")
     parser.add_argument("--commit", default="unknown", help="of the source, for the record")
     chosen = parser.parse_args(arguments)
-    config = read(chosen.config, chosen.set)
-    with tempfile.TemporaryDirectory() as temporary:
-        make(config, chosen.out, chosen.work or Path(temporary), chosen.commit)
+    if chosen.rescore:
+        made = rescore(chosen.rescore, chosen.commit)
+    else:
+        config = read(chosen.config, chosen.set)
+        with tempfile.TemporaryDirectory() as temporary:
+            made = make(config, chosen.out, chosen.work or Path(temporary), chosen.commit)
+    print(json.dumps({key: made[key] for key in ("score", "truth_bits_per_byte", "coherence", "training")}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """How coherent stories of the micro-world are, held against what is known about that world.
 
 - ``check_story``: of any text, how many sentences are ones that the world's grammar has, how many of the
-  facts told are true, and how many sums come out.
+  facts told are true, how many sums come out, how many sentences about two people name two people (nobody
+  asks or meets themselves), and how many of those who act have been introduced.
 - ``closing_accuracy``: a story ends with where everything is, which follows from all that happened: how often
   does a model's likeliest continuation say so, word for word?
 """
@@ -30,7 +31,7 @@ _BREAK = re.compile(r"(?<=[.!?\"])\s+")
 
 @dataclass(frozen=True)
 class Report:
-    """Counts; add them up over stories."""
+    """Counts; add them up over stories. Every second one counts those of the one before that are right."""
 
     sentences: int = 0
     grammatical: int = 0
@@ -38,13 +39,17 @@ class Report:
     true_facts: int = 0
     sums: int = 0
     right_sums: int = 0
+    pairs: int = 0  # somebody does something to somebody, both by name
+    distinct_pairs: int = 0
+    actors: int = 0  # names that do something, each once a story
+    introduced_actors: int = 0
 
     def __add__(self, other: Report) -> Report:
         return Report(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
 def check_story(text: str) -> Report:
-    """Grammar, facts and sums of one story."""
+    """Grammar, facts, sums and people of one story."""
     sentences = [each for each in _BREAK.split(text.strip()) if each]
     known = _grammar()
     facts = list(_facts(text))
@@ -56,6 +61,7 @@ def check_story(text: str) -> Report:
         sum(facts),
         len(sums),
         sum(sums),
+        *_people(text),
     )
 
 
@@ -146,6 +152,50 @@ def _sums() -> list[tuple[re.Pattern[str], Any]]:
                 pattern = pattern.replace(f'(?P<{name}>[^.!?\\"\\n]+?)', f"(?P<{name}>\\d+)")
             found.append((re.compile(pattern), right))
     return found
+
+
+_INTRODUCES = {
+    "a": (stories._OPENINGS, stories._SCENES),
+    "b": (stories._SCENES, stories._COMPANIONS, stories._MEET),
+}
+
+
+@cache
+def _acts() -> list[tuple[re.Pattern[str], list[str]]]:
+    """What somebody (slots a, A and b) can do, from the start of a sentence; and which slots introduce.
+
+    Without feelings: "It was ..." would fit.
+    """
+    tables = [
+        each for each in vars(stories).values() if isinstance(each, Table) and each is not stories._FEEL
+    ]
+    found = []
+    for table in tables:
+        introducing = [slot for slot, those in _INTRODUCES.items() if table in those]
+        for text in _texts(table):
+            if {"a", "A", "b"} & set(_SLOT.findall(text)):
+                pattern = _regex(text.strip())
+                for slot in "aAb":
+                    pattern = pattern.replace(f'(?P<{slot}>[^.!?\\"\\n]+?)', f"(?P<{slot}>[A-Z][a-z]+)")
+                found.append((re.compile(r"(?:\A|(?<=[.!?\"]\s)|(?<=\n))" + pattern), introducing))
+    return found
+
+
+def _people(text: str) -> tuple[int, int, int, int]:
+    """(pairs, distinct pairs, actors, introduced actors) of a story. Pronouns are left out."""
+    pairs = dict[int, bool]()  # where -> whether it names two; templates overlap
+    actors, introduced = dict[str, int](), dict[str, int]()  # name -> where first
+    for pattern, introducing in _acts():
+        for match in pattern.finditer(text):
+            named = {slot: name for slot, name in match.groupdict().items() if slot in ("a", "A", "b")}
+            named = {slot: name for slot, name in named.items() if name not in ("He", "She", "They")}
+            if len(named) == 2:
+                pairs[match.start()] = len(set(named.values())) == 2
+            for slot, name in named.items():
+                for seen in (actors, introduced) if slot in introducing else (actors,):
+                    seen[name] = min(match.start(), seen.get(name, match.start()))
+    known = sum(name in introduced and introduced[name] <= at for name, at in actors.items())
+    return len(pairs), sum(pairs.values()), len(actors), known
 
 
 @torch.no_grad()
