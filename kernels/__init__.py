@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from kernels.adamw import FusedAdamW
     from kernels.attention import flash_attention
     from kernels.cross_entropy import cross_entropy
+    from kernels.gelu_mlp import gelu_mlp
+    from kernels.layer_norm import layer_norm
     from kernels.linear_cross_entropy import linear_cross_entropy
     from kernels.matmul import matmul
     from kernels.rms_norm import rms_norm
@@ -25,6 +27,8 @@ _HOME = {
     "FusedAdamW": "adamw",
     "cross_entropy": "cross_entropy",
     "flash_attention": "attention",
+    "gelu_mlp": "gelu_mlp",
+    "layer_norm": "layer_norm",
     "linear_cross_entropy": "linear_cross_entropy",
     "matmul": "matmul",
     "rms_norm": "rms_norm",
@@ -37,6 +41,8 @@ __all__ = [
     "FusedAdamW",
     "cross_entropy",
     "flash_attention",
+    "gelu_mlp",
+    "layer_norm",
     "linear_cross_entropy",
     "matmul",
     "rms_norm",

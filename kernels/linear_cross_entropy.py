@@ -10,7 +10,8 @@
 - The gradient of a 16-bit weight is summed in float32 and rounded once; a sum rounded after each chunk would
   be 1.6 times as far from the truth as PyTorch's. It is kept in stripes, and each stripe is freed when it is
   rounded, so that both forms of the whole are never there together.
-- Each chunk reads and writes those sums once more, and small ones take longer: hence ``chunk_rows``.
+- Each chunk reads and writes those sums once more, and small ones take longer: hence ``chunk_rows``, and
+  the argument ``chunk`` for who has memory to spare.
 - ``reduction="none"`` computes the logits again in the backward, when the rows' gradients are known.
 
 FLOPs: 2 N V D for each of three products. Bytes, at least: hidden, weight and both gradients once.
@@ -59,10 +60,16 @@ def chunk_rows(N: int, V: int, D: int, itemsize: int) -> int:
     return min(cdiv(even, 64) * 64, most, max(N, 1))
 
 
-def _each_chunk(hidden: Tensor, weight: Tensor, use: Callable[[slice, Tensor], None]) -> None:
+def _rows_of_chunk(hidden: Tensor, weight: Tensor, chunk: int) -> int:
+    """Rows of a chunk: those asked for, or of our own choice where that is 0."""
+    N = len(hidden)
+    return min(chunk, max(N, 1)) or chunk_rows(N, *weight.shape, hidden.element_size())
+
+
+def _each_chunk(hidden: Tensor, weight: Tensor, chunk: int, use: Callable[[slice, Tensor], None]) -> None:
     """``use(rows, logits of these rows)`` chunk by chunk, in one buffer, which is free again afterwards."""
-    (N, D), V = hidden.shape, weight.shape[0]
-    rows = chunk_rows(N, V, D, hidden.element_size())
+    N, V = len(hidden), len(weight)
+    rows = _rows_of_chunk(hidden, weight, chunk)
     per_line = 128 // hidden.element_size()
     buffer = hidden.new_empty(rows, cdiv(V, per_line) * per_line)
     whole = V // ALIGNED * ALIGNED
@@ -76,19 +83,29 @@ def _each_chunk(hidden: Tensor, weight: Tensor, use: Callable[[slice, Tensor], N
 
 
 class _Gradients:
-    """Gradients of hidden and weight, grown chunk by chunk; an empty tensor for one that nobody wants."""
+    """Gradients of hidden and weight, grown chunk by chunk; an empty tensor for one that nobody wants.
 
-    def __init__(self, hidden: Tensor, weight: Tensor, of_hidden: bool, of_weight: bool) -> None:
+    Where all rows are one chunk there is nothing to sum, and the product rounds the weight's for itself.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, of_hidden: bool, of_weight: bool, once: bool) -> None:
         self.inputs = hidden, weight
         self.wanted = of_hidden, of_weight
         self.hidden = hidden.new_empty(hidden.shape if of_hidden else 0)
         V, D = weight.shape
         self.whole = V // ALIGNED * ALIGNED
-        length = max(cdiv(self.whole, STRIPES * ALIGNED) * ALIGNED, ALIGNED)
-        bounds = [*range(0, self.whole, length), self.whole, V]
-        self.stripes = [slice(a, b) for a, b in pairwise(bounds) if a < b] if of_weight else []
-        dtype = torch.float32 if hidden.is_cpu or HAVE_OUT_DTYPE else weight.dtype
-        self.sums = [weight.new_zeros(each.stop - each.start, D, dtype=dtype) for each in self.stripes]
+        self.once = once
+        self.sums: list[Tensor] = []
+        self.stripes: list[slice] = []
+        if of_weight and once:
+            self.stripes = [slice(0, self.whole), slice(self.whole, V)]
+            self.sums = [weight.new_zeros(V, D) if not len(hidden) else weight.new_empty(V, D)]
+        elif of_weight:
+            length = max(cdiv(self.whole, STRIPES * ALIGNED) * ALIGNED, ALIGNED)
+            bounds = [*range(0, self.whole, length), self.whole, V]
+            self.stripes = [slice(a, b) for a, b in pairwise(bounds) if a < b]
+            dtype = torch.float32 if hidden.is_cpu or HAVE_OUT_DTYPE else weight.dtype
+            self.sums = [weight.new_zeros(each.stop - each.start, D, dtype=dtype) for each in self.stripes]
 
     def add(self, part: slice, grad: Tensor) -> None:
         """Add the chunk whose gradient of the logits is ``grad``."""
@@ -96,8 +113,16 @@ class _Gradients:
         if self.wanted[0]:
             # The few last columns first: what is rounded on the way is then small.
             target, whole = self.hidden[part], self.whole
-            torch.mm(grad[:, whole:], weight[whole:], out=target)
-            target.addmm_(grad[:, :whole], weight[:whole])
+            if whole == len(weight):
+                torch.mm(grad, weight, out=target)
+            else:
+                torch.mm(grad[:, whole:], weight[whole:], out=target)
+                target.addmm_(grad[:, :whole], weight[:whole])
+        if self.once:
+            for columns in self.stripes:
+                if columns.start < columns.stop:
+                    torch.mm(grad[:, columns].t(), hidden[part], out=self.sums[0][columns])
+            return
         for columns, total in zip(self.stripes, self.sums, strict=True):
             _add_product(total, grad[:, columns].t(), hidden[part])
 
@@ -106,6 +131,8 @@ class _Gradients:
         _, weight = self.inputs
         if not self.wanted[1]:
             return weight.new_empty(0)
+        if self.once:
+            return self.sums.pop()
         rounded = []
         while self.sums:
             rounded.append(self.sums.pop(0).to(weight.dtype))
@@ -155,11 +182,13 @@ def _fused_forward(
     ignore_index: int,
     mean: bool,
     z_loss: float,
+    chunk: int,
     of_hidden: bool,
     of_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-    gradients = _Gradients(hidden, weight, of_hidden, of_weight)
+    once = _rows_of_chunk(hidden, weight, chunk) >= len(hidden)
+    gradients = _Gradients(hidden, weight, of_hidden, of_weight, once)
     count = count_targets(targets, ignore_index) if mean else None
     stats = torch.empty_like(losses).expand(2, -1).clone()
 
@@ -167,7 +196,7 @@ def _fused_forward(
         launch_forward(logits, targets[part], logits, losses[part], stats, count, ignore_index, z_loss)
         gradients.add(part, logits)
 
-    _each_chunk(hidden, weight, use)
+    _each_chunk(hidden, weight, chunk, use)
     return reduce_losses(losses, count), gradients.hidden, gradients.of_weight()
 
 
@@ -178,6 +207,7 @@ def _fused_fake(
     ignore_index: int,
     mean: bool,
     z_loss: float,
+    chunk: int,
     of_hidden: bool,
     of_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,7 +215,7 @@ def _fused_fake(
 
 
 def _fused_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.wanted = inputs[6:]
+    ctx.wanted = inputs[7:]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
@@ -196,32 +226,32 @@ def _fused_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ..
     if upstream is not None:
         for place, (saved, wanted) in enumerate(zip(ctx.saved_tensors, ctx.wanted, strict=True)):
             gradients[place] = take_gradient(saved, upstream) if wanted else None
-    return (*gradients, *[None] * 6)
+    return (*gradients, *[None] * 7)
 
 
 @_plain_arithmetic
 def _rows_forward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    losses, stats = _rows_fake(hidden, weight, targets, ignore_index, z_loss)
+    losses, stats = _rows_fake(hidden, weight, targets, ignore_index, z_loss, chunk)
 
     def use(part: slice, logits: Tensor) -> None:
         found = stats[2 * part.start : 2 * part.stop]
         launch_forward(logits, targets[part], None, losses[part], found, None, ignore_index, z_loss)
 
-    _each_chunk(hidden, weight, use)
+    _each_chunk(hidden, weight, chunk, use)
     return losses, stats
 
 
 def _rows_fake(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
     N = hidden.shape[0]
     return hidden.new_empty(N, dtype=torch.float32), hidden.new_empty(2 * N, dtype=torch.float32)
 
 
 def _rows_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    hidden, weight, targets, ctx.ignore_index, ctx.z_loss = inputs
+    hidden, weight, targets, ctx.ignore_index, ctx.z_loss, ctx.chunk = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden, weight, targets, output[1])
@@ -229,10 +259,10 @@ def _rows_setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _rows_backward(ctx: Any, row_grads: Tensor | None, _: Any) -> tuple[Any, ...]:
     if row_grads is None:
-        return None, None, None, None, None
+        return (None,) * 6
     wanted = tuple(ctx.needs_input_grad[:2])
-    found = _gradients(*ctx.saved_tensors, row_grads, ctx.ignore_index, ctx.z_loss, *wanted)
-    return (*(each if need else None for each, need in zip(found, wanted, strict=True)), None, None, None)
+    found = _gradients(*ctx.saved_tensors, row_grads, ctx.ignore_index, ctx.z_loss, ctx.chunk, *wanted)
+    return (*(each if need else None for each, need in zip(found, wanted, strict=True)), *[None] * 4)
 
 
 @_plain_arithmetic
@@ -244,17 +274,19 @@ def _gradients_forward(
     row_grads: Tensor,
     ignore_index: int,
     z_loss: float,
+    chunk: int,
     of_hidden: bool,
     of_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    gradients = _Gradients(hidden, weight, of_hidden, of_weight)
+    once = _rows_of_chunk(hidden, weight, chunk) >= len(hidden)
+    gradients = _Gradients(hidden, weight, of_hidden, of_weight, once)
 
     def use(part: slice, logits: Tensor) -> None:
         found = stats[2 * part.start : 2 * part.stop]
         launch_gradient(logits, targets[part], found, row_grads[part], logits, ignore_index, z_loss)
         gradients.add(part, logits)
 
-    _each_chunk(hidden, weight, use)
+    _each_chunk(hidden, weight, chunk, use)
     return gradients.hidden, gradients.of_weight()
 
 
@@ -266,6 +298,7 @@ def _gradients_fake(
     row_grads: Tensor,
     ignore_index: int,
     z_loss: float,
+    chunk: int,
     of_hidden: bool,
     of_weight: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -273,7 +306,7 @@ def _gradients_fake(
 
 
 _fused = Operator("linear_cross_entropy_fused", _fused_forward, _fused_fake, _fused_setup, _fused_backward)
-_rows = Operator("linear_cross_entropy_rows", _rows_forward, _rows_fake, _rows_setup, _rows_backward)
+_losses = Operator("linear_cross_entropy_rows", _rows_forward, _rows_fake, _rows_setup, _rows_backward)
 _gradients = Operator("linear_cross_entropy_gradients", _gradients_forward, _gradients_fake)
 
 
@@ -301,6 +334,7 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     z_loss: float = 0.0,
+    chunk: int | None = None,
 ) -> Float[Tensor, "..."]:
     """Cross-entropy in nats of the logits ``hidden @ weight.T``, which are rounded to the inputs' dtype.
 
@@ -308,14 +342,19 @@ def linear_cross_entropy(
         hidden: what the last norm gives; float32, bfloat16 or float16 run on the kernel.
         weight: of the output layer, in the dtype of ``hidden`` (under autocast both are cast).
         targets, ignore_index, reduction, z_loss: as for ``kernels.cross_entropy``.
+        chunk: tokens whose logits exist at a time, at least 1; more are faster and take more memory (all at
+            once: N V elements). ``None``: few, see ``chunk_rows``.
 
     Returns:
         float32 (float64 for float64 inputs): a scalar, or with "none" one loss per row.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, and what ``check_targets`` refuses.
+        ValueError: shapes or dtypes that do not fit together, a chunk below 1, and what ``check_targets``
+            refuses.
         TypeError: tensors of integers.
     """
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1 token, got {chunk}")
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -334,8 +373,8 @@ def linear_cross_entropy(
     flat = targets.reshape(-1).contiguous()
     wanted = [torch.is_grad_enabled() and each.requires_grad for each in (hidden, weight)]
     if reduction != "none" and any(wanted):
-        return _fused(x, weight, flat, ignore_index, reduction == "mean", z_loss, *wanted)[0]
-    losses = _rows(x, weight, flat, ignore_index, z_loss)[0]
+        return _fused(x, weight, flat, ignore_index, reduction == "mean", z_loss, chunk or 0, *wanted)[0]
+    losses = _losses(x, weight, flat, ignore_index, z_loss, chunk or 0)[0]
     return reduced(losses, flat != ignore_index, reduction).reshape(
         targets.shape if reduction == "none" else ()
     )

@@ -6,6 +6,7 @@
     python -m kernels.bench rms_norm softmax --quick              two kernels, their first shape
     python -m kernels.bench --full --results book/results         all sizes, written as <device>/kernels.json
     python -m kernels.bench profile attention                     what runs on the GPU, and its counters
+    compute-sanitizer python -m kernels.bench --tiny              small odd shapes alone, for a memory checker
 
 Without a GPU the kernels are checked under Triton's interpreter, on small shapes; times need a GPU.
 Exit status 1: a kernel is wrong or failed, and was not timed.
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kernels", default="", help="the same, separated by commas")
     parser.add_argument("--quick", action="store_true", help="the first shape of each kernel alone")
     parser.add_argument("--full", action="store_true", help="the comparison over sizes besides")
+    parser.add_argument("--tiny", action="store_true", help="check small odd shapes, and time nothing")
     parser.add_argument("--seconds", type=float, default=0.1, help="of samples per competitor and phase")
     parser.add_argument("--limit", type=float, help="start no further shape after this many seconds")
     parser.add_argument("--seed", type=int, help="of the random inputs; another one each time if not given")
@@ -50,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shapes(bench: Bench, on_gpu: bool, quick: bool, full: bool) -> tuple[Shape, ...]:
-    if not on_gpu:
+def _shapes(bench: Bench, timed: bool, quick: bool, full: bool) -> tuple[Shape, ...]:
+    if not timed:
         return bench.tiny[:1] if quick else bench.tiny
     chosen = bench.shapes[:1] if quick else bench.shapes
     more = tuple(shape for shape in bench.full if shape not in chosen) if full else ()
@@ -62,11 +64,11 @@ def run(benches: Sequence[Bench], options: argparse.Namespace, command: str) -> 
     """Measure shape by shape, print each, and write the record after each, so that none is lost."""
     began = time.perf_counter()
     seed = options.seed if options.seed is not None else time.time_ns() % 2**31
-    on_gpu = torch.cuda.is_available()
+    timed = torch.cuda.is_available() and not options.tiny
     paths = [options.out] if options.out else []
     if options.results:
         paths.append(options.results / folder_name(device_name()) / "kernels.json")
-    clock = Clock() if on_gpu else None
+    clock = Clock() if timed else None
     machine = description(command, options.commit)
     rates: dict[str, list[float]] = {"copy bandwidth": [], "matmul rate": []}
     cases: list[Case] = []
@@ -75,7 +77,7 @@ def run(benches: Sequence[Bench], options: argparse.Namespace, command: str) -> 
             copies, products = copy_bandwidth(clock), matmul_rate(clock)
             rates["copy bandwidth"] += copies
             rates["matmul rate"] += products
-        for shape in _shapes(bench, on_gpu, options.quick, options.full):
+        for shape in _shapes(bench, timed, options.quick, options.full):
             if options.limit and time.perf_counter() - began > options.limit:
                 print(f"{bench.name}, {shape.label}: not measured, {options.limit:g} s are over", flush=True)
                 continue
@@ -85,11 +87,11 @@ def run(benches: Sequence[Bench], options: argparse.Namespace, command: str) -> 
                 case.copy_rate, case.matmul_rate = statistics.median(copies), statistics.median(products)
             cases.append(case)
             print(f"{table(case)}\n  ({time.perf_counter() - started:.1f} s)\n", flush=True)
-            if on_gpu:
+            if timed:
                 content = record(cases, machine, rates, time.perf_counter() - began)
                 for path in paths:
                     write(content, path)
-    if on_gpu and cases:
+    if timed and cases:
         copy, product = (statistics.median(rates[name]) for name in rates)
         print(
             f"{machine['device']}: copy {copy / 1e12:.2f} TB/s, matmul {product / 1e12:.0f} TFLOP/s, "
@@ -114,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     cases = run(benches, options, "python -m kernels.bench " + shlex.join(given))
     wrong = [f"{case.name}: {case.wrong}" for case in cases if case.wrong]
-    if not torch.cuda.is_available():
+    if options.tiny:
+        print(f"{len(cases) - len(wrong)} of {len(cases)} cases right")
+    elif not torch.cuda.is_available():
         print(
             f"{len(cases) - len(wrong)} of {len(cases)} cases right under Triton's interpreter. "
             "Times, and the peers, need a CUDA GPU; none is here" + (", so no record was written." if

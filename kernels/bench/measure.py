@@ -145,7 +145,8 @@ def measure(bench: Bench, shape: Shape, clock: Clock | None, seed: int, seconds:
     """Check one kernel at one shape and, with a clock, time it beside its peers; not a wrong kernel."""
     case = Case(bench, shape)
     torch._dynamo.reset()
-    functions = verify(case, "cpu" if clock is None else "cuda", seed, with_peers=clock is not None)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    functions = verify(case, device, seed, with_peers=clock is not None)
     _release()
     if clock is not None and functions:
         time_all(case, functions, clock, seed, seconds)

@@ -9,11 +9,13 @@ from kernels.bench.case import Bench
 
 FILES = (
     "rms_norm",
+    "layer_norm",
     "softmax",
     "swiglu",
     "rope",
     "cross_entropy",
     "linear_cross_entropy",
+    "gelu_mlp",
     "attention",
     "matmul",
     "adamw",

@@ -69,7 +69,8 @@ class Attend(nn.Module):
     """The switch between the three. The queries are the last ``T`` of the ``S`` tokens.
 
     ``sdpa`` has no soft-cap, so a model with one takes the written-out form. ``triton`` has none either, and
-    no queries that stand apart from the first key (decoding with a cache): those take ``sdpa``.
+    no queries that stand apart from the first key (decoding with a cache): those take ``sdpa``, as all do
+    with ``triton-sdpa``.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -98,7 +99,7 @@ class SelfAttention(nn.Module):
         self.qkv_proj = nn.Linear(config.d_model, sum(self.heads) * self.head_dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.n_heads * self.head_dim, config.d_model, bias=config.out_bias)
         self.attend = Attend(config, layer)
-        self.rotate = kernel("rope") if config.kernels == "triton" else rotate_both
+        self.rotate = kernel("rope") if config.triton else rotate_both
         self.q_norm = self.k_norm = None
         if config.qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.norm_eps, config.kernels)

@@ -27,7 +27,7 @@ NORMS = ("rmsnorm", "layernorm")
 NORM_POSITIONS = ("pre", "post", "both", "output", "none")
 POSITIONS = ("rope", "learned", "sinusoidal", "none")
 ATTENTIONS = ("gqa", "mla")
-KERNELS = ("sdpa", "eager", "triton")
+KERNELS = ("sdpa", "eager", "triton", "triton-sdpa")
 GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 UNGATED = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_tanh", "silu": "silu", "relu2": "relu"}
 
@@ -75,7 +75,8 @@ class ModelConfig:
         residual_init_scale: factor of the projections that write into the residual stream; GPT-2 has
             1 / sqrt(2 n_layers).
         kernels: ``eager``: every formula written out; ``sdpa``: PyTorch's fused functions; ``triton``: this
-            book's kernels, where they apply.
+            book's kernels, where they apply; ``triton-sdpa``: these, but for attention, where cuDNN's is
+            faster on the GPUs that have it.
 
     Raises:
         ArgumentError: for a value out of bounds; ``field`` names the argument.
@@ -224,6 +225,11 @@ class ModelConfig:
             raise ArgumentError("d_model", f"must be even for sinusoidal positions, got {self.d_model}")
         if self.rope_scaling is not None and self.position != "rope":
             raise ArgumentError("rope_scaling", f"needs position='rope', got position={self.position!r}")
+
+    @property
+    def triton(self) -> bool:
+        """Whether norms, rotation, feed-forward and loss are this book's kernels, where they apply."""
+        return self.kernels.startswith("triton")
 
     @property
     def gated(self) -> bool:

@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def gating(config: ModelConfig) -> Callable[[Tensor, Tensor], Tensor]:
     """act(gate) × up for the configuration's activation (Shazeer 2020, arXiv:2002.05202)."""
-    if config.mlp == "swiglu" and config.kernels == "triton":
+    if config.mlp == "swiglu" and config.triton:
         return kernel("swiglu")
     return partial(_gated, ACTIVATIONS[GATED.get(config.mlp, config.mlp)])
 
@@ -50,9 +50,13 @@ class FeedForward(nn.Module):
         else:
             self.up_proj = nn.Linear(config.d_model, d_ff, bias=config.bias)
             self.act = ACTIVATIONS[config.mlp]
+        self.fused = kernel("gelu_mlp") if config.triton and config.mlp == "gelu" and not self.gated else None
         self.down_proj = nn.Linear(d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         if self.gated:
             return self.down_proj(self.gate(*self.gate_up_proj(x).chunk(2, -1)))
+        if self.fused is not None:
+            up, down = self.up_proj, self.down_proj
+            return self.fused(x, up.weight, up.bias, down.weight, down.bias)
         return self.down_proj(self.act(self.up_proj(x)))

@@ -47,7 +47,7 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = nn.Linear(m.kv_lora_rank, H * (m.nope_head_dim + m.v_head_dim), bias=False)
         self.o_proj = nn.Linear(H * m.v_head_dim, config.d_model, bias=config.bias)
         self.attend = Attend(config, layer)
-        self.rotate = kernel("rope") if config.kernels == "triton" else rotate_both
+        self.rotate = kernel("rope") if config.triton else rotate_both
 
     def forward(
         self, x: Float[Tensor, "B T D"], rotation: Rotation | None, cache: LayerCache | None

@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps, self.kernels = eps, kernels
         self.weight = nn.Parameter(torch.ones(width))
-        self.fused = kernel("rms_norm") if kernels == "triton" else None
+        self.fused = kernel("rms_norm") if kernels.startswith("triton") else None
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         if self.fused is not None:
@@ -51,8 +51,11 @@ class LayerNorm(nn.Module):
         self.eps, self.kernels = eps, kernels
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
+        self.fused = kernel("layer_norm") if kernels.startswith("triton") else None
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        if self.fused is not None:
+            return self.fused(x, self.weight, self.bias, self.eps)
         if self.kernels != "eager":
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.layer_norm(x, weight.shape, weight, bias, self.eps).to(x.dtype)
@@ -62,7 +65,9 @@ class LayerNorm(nn.Module):
         return (h * self.weight + self.bias).to(x.dtype)
 
     def after_sum(self, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of ``x + branch``, and that sum."""
+        """The norm of ``x + branch``, and that sum, in one kernel where there is one."""
+        if self.fused is not None:
+            return self.fused(branch, self.weight, self.bias, self.eps, residual=x)
         x = x + branch
         return self(x), x
 

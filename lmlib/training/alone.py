@@ -16,6 +16,14 @@ from lmlib.training.checkpoint import CheckpointFolder
 from lmlib.training.clip import clip_grad_norm
 from lmlib.training.state import read_state, write_state
 
+COMPILE_MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Modes of inductor, given in place of a backend; all but the last record CUDA graphs."""
+
+
+def compile_options(backend: str) -> dict[str, Any]:
+    """Arguments of ``torch.compile`` for a backend's name or one of ``COMPILE_MODES``."""
+    return {"mode" if backend in COMPILE_MODES else "backend": backend, "dynamic": False}
+
 
 class Alone:
     """One process, one device."""
@@ -34,7 +42,7 @@ class Alone:
 
     def compile(self, module: nn.Module, model: nn.Module, backend: str) -> None:
         """Compile in place, so that parameters keep their names."""
-        module.compile(backend=backend, dynamic=False)
+        module.compile(**compile_options(backend))
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:
         """Around the passes of one micro-batch: gradients need to be exchanged after the last one only."""

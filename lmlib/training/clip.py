@@ -16,9 +16,13 @@ def global_norm(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
     tensors = list(tensors)
     if not tensors:
         return torch.zeros(())
-    norms = torch._foreach_norm(tensors)
-    wide = [norm.to(torch.promote_types(norm.dtype, torch.float32)) for norm in norms]
-    return torch.linalg.vector_norm(torch.stack([norm.to(wide[0].device) for norm in wide]))
+    kinds = {(each.dtype, each.device) for each in tensors}
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    if len(kinds) == 1:  # a few launches for all
+        norms = torch._foreach_norm(tensors, 2, dtype=wide)
+    else:
+        norms = [torch.linalg.vector_norm(each, dtype=wide).to(tensors[0].device) for each in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 @torch.no_grad()

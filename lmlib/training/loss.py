@@ -176,7 +176,7 @@ class LossModule(nn.Module):
 
     ``form``: ``full`` makes all logits at once (the fastest where they fit, and what ``torch.compile`` fuses
     best), ``chunked`` as above, ``kernel`` calls ``kernels.linear_cross_entropy``; ``auto`` is ``kernel``
-    for a model whose config says ``kernels="triton"``, and else ``chunked``.
+    for a model whose config says ``kernels="triton"`` or ``"triton-sdpa"``, and else ``chunked``.
     """
 
     def __init__(self, model: nn.Module, *, z_loss: float = 0.0, form: str = "auto", chunk: int = CHUNK):
@@ -187,7 +187,7 @@ class LossModule(nn.Module):
         self.chunk = chunk
         config = getattr(model, "config", None)
         if form == "auto":
-            form = "kernel" if getattr(config, "kernels", None) == "triton" else "chunked"
+            form = "kernel" if getattr(config, "triton", False) else "chunked"
         self.softcap: float | None = getattr(config, "logit_softcap", None)
         self.scale: float = getattr(config, "logit_scale", 1.0)
         if form == "kernel" and self.softcap:
@@ -219,7 +219,9 @@ class LossModule(nn.Module):
         elif self.form == "kernel":
             import kernels
 
-            loss = kernels.linear_cross_entropy(hidden, weight, flat, reduction="sum", z_loss=z_loss)
+            loss = kernels.linear_cross_entropy(
+                hidden, weight, flat, reduction="sum", z_loss=z_loss, chunk=self.chunk
+            )
         else:
             logits = nn.functional.linear(hidden, weight.to(hidden.dtype))
             if self.softcap:

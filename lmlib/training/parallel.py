@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lmlib.resources.units import ArgumentError
-from lmlib.training.alone import Alone
+from lmlib.training.alone import Alone, compile_options
 from lmlib.training.checkpoint import CheckpointFolder
 from lmlib.training.config import ParallelSettings
 
@@ -149,7 +149,7 @@ class Sharded(Together):
     def compile(self, module: nn.Module, model: nn.Module, backend: str) -> None:
         """Compile block by block: what gathers parameters stays outside of the graphs."""
         for block in model.blocks:  # type: ignore[union-attr]
-            block.compile(backend=backend, dynamic=False)
+            block.compile(**compile_options(backend))
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[object]:
         """Reduce gradients in the last micro-batch only."""

@@ -33,7 +33,9 @@ class TrainerSettings:
         z_loss: weight of the squared log-normaliser in training; it is part of the training loss in the log,
             and never of the validation loss.
         loss, loss_chunk: see ``lmlib.training.loss.LossModule``; the chunk is in tokens.
-        compile: ``torch.compile`` with this backend; ``True`` is ``inductor``.
+        compile: ``torch.compile`` with this backend, or in this mode of inductor; ``True`` is ``inductor``.
+            ``reduce-overhead`` records the passes as CUDA graphs: for steps so short that the CPU cannot
+            launch their kernels in time. Its gradients live in the graph, so it needs ``accumulate`` of 1.
         activation_checkpointing: keep only the inputs of blocks, and compute the rest again in backward.
         sampling: ``replacement`` or ``epochs``, see ``lmlib.training.sampler.Sampler``.
         seed: of the order of the data.
@@ -87,6 +89,12 @@ class TrainerSettings:
         if not isinstance(self.compile, bool | str):
             raise ArgumentError(
                 "compile", f"must be true, false or the name of a backend, got {self.compile!r}"
+            )
+        if self.compile in ("reduce-overhead", "max-autotune") and self.accumulate > 1:
+            raise ArgumentError(
+                "compile",
+                f"{self.compile} records CUDA graphs, whose gradients the next pass overwrites: it needs "
+                f"accumulate=1, got {self.accumulate}",
             )
         if self.batch_size % self.accumulate:
             raise ArgumentError(

@@ -67,6 +67,23 @@ def test_a_frozen_input_gets_no_gradient(frozen: int) -> None:
     assert off(pair[1 - frozen].grad, exact[1 - frozen].grad) < 2e-6
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 12, 1000])
+def test_any_chunk_gives_the_same(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("kernels.linear_cross_entropy")
+    seen = []
+    launch = module.launch_forward
+    monkeypatch.setattr(module, "launch_forward", lambda *args: (seen.append(len(args[0])), launch(*args)))
+    hidden, weight, targets = drawn(12, 37, 16, torch.float32)
+    ours = [each.clone().requires_grad_() for each in (hidden, weight)]
+    exact = [each.double().requires_grad_() for each in (hidden, weight)]
+    linear_cross_entropy(*ours, targets, chunk=chunk).backward()
+    reference(*exact, targets).backward()
+    assert max(seen) == min(chunk, 12)
+    assert sum(seen) == 12
+    for found, expected in zip(ours, exact, strict=True):
+        assert off(found.grad, expected.grad) < LIMIT[torch.float32]
+
+
 def test_without_gradients_and_with_leading_axes() -> None:
     hidden, weight, targets = drawn(6, 17, 8, torch.float32)
     found = linear_cross_entropy(hidden.view(2, 3, 8), weight, targets.view(2, 3), reduction="none")
@@ -96,6 +113,8 @@ def test_bad_input_is_refused() -> None:
         linear_cross_entropy(hidden, weight[:, :4], targets)
     with pytest.raises(ValueError, match="one dtype"):
         linear_cross_entropy(hidden, weight.double(), targets)
+    with pytest.raises(ValueError, match="chunk must be at least 1 token, got 0"):
+        linear_cross_entropy(hidden, weight, targets, chunk=0)
 
 
 @pytest.mark.gpu

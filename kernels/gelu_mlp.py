@@ -1,0 +1,270 @@
+"""GPT-2's feed-forward block: two linear layers with a GELU between them.
+
+    pre = x w_up^T + b_up,    h = gelu(pre),    y = h w_down^T + b_down,    gelu(z) = z Phi(z)
+
+Source: Hendrycks and Gimpel, "Gaussian Error Linear Units (GELUs)" (2016, arXiv:1606.08415), section 2.
+
+- The GELU of a block is cheap to compute and dear to move: pre and h are four times as wide as x. The
+  products are PyTorch's, and each pass between them does all that can be done on the way: the backward's
+  reads dh and pre once, writes dpre = dh gelu'(pre), and adds up the columns of dpre, so that the gradient
+  of b_up costs no pass. (With the GELU inside a product in Triton dh never exists; no faster, see NOTES.)
+- Phi and its derivative share one exponential: Phi by formula 7.1.26 of Abramowitz and Stegun (1964), whose
+  error of 1.5e-7 is far below the rounding of 16 bits; float32 takes the exact function.
+
+Contract: x of any leading axes; all of one dtype, float32, bfloat16 or float16; biases may be missing.
+FLOPs with N tokens, D columns of x and F of h: 4 N D F forward, 8 N D F backward. Bytes, at least: forward
+write pre, read it, write h and read it, backward write dh, read dh, pre and h, write dpre and read it twice:
+4 and 7 N F elements, where plain PyTorch has 4 and 8.
+The same bits on every run.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kernels._runtime import Operator, as_rows, cdiv, check_floating, next_power_of_2, tl, triton, usable
+from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, normal
+
+BLOCK = 2048  # values of a program of the forward's pass
+ROWS, COLUMNS, STEPS = 16, 256, 8  # of a tile of the backward's pass; tiles of a program, one below the other
+
+
+# -- kernels -------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _gelu_parts(z, PRECISE: tl.constexpr):
+    """Phi(z), the share of normal numbers below z, and exp(-z^2 / 2)."""
+    bell = tl.exp2(z * z * -0.7213475204444817)
+    if PRECISE:
+        below = 0.5 * (1.0 + tl.math.erf(z * 0.7071067811865476))
+    else:
+        t = 1.0 / (1.0 + 0.2316418882663604 * tl.abs(z))
+        poly = 0.5307027145 * t - 0.7265760135
+        poly = poly * t + 0.7107068705
+        poly = poly * t - 0.142248368
+        poly = (poly * t + 0.127414796) * t
+        tail = poly * bell
+        below = tl.where(z < 0, tail, 1.0 - tail)
+    return below, bell
+
+
+@triton.jit
+def _gelu_kernel(PRE, H, count, PRECISE: tl.constexpr, BLOCK: tl.constexpr):
+    """h = gelu(pre), where the product before it is PyTorch's."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    z = tl.load(PRE + at, mask=at < count, other=0.0).to(tl.float32)
+    below, _ = _gelu_parts(z, PRECISE)
+    tl.store(H + at, (z * below).to(H.dtype.element_ty), mask=at < count)
+
+
+@triton.jit
+def _gelu_backward_kernel(
+    DH, PRE, DPRE, PARTS, rows, columns,
+    PRECISE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """dpre = dh gelu'(pre) of STEPS tiles, and the sums of their columns."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    first = tl.program_id(1) * (ROWS * STEPS)
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in tl.range(0, STEPS):
+        row = first + step * ROWS + tl.arange(0, ROWS)[:, None]
+        inside = (row < rows) & (column < columns)
+        at = row.to(tl.int64) * columns + column
+        z = tl.load(PRE + at, mask=inside, other=0.0).to(tl.float32)
+        dh = tl.load(DH + at, mask=inside, other=0.0).to(tl.float32)
+        below, bell = _gelu_parts(z, PRECISE)
+        dpre = dh * (below + z * bell * 0.3989422804014327)
+        tl.store(DPRE + at, dpre.to(DPRE.dtype.element_ty), mask=inside)
+        sums += dpre
+    total = tl.sum(sums, 0, keep_dims=True)
+    tl.store(PARTS + tl.program_id(1).to(tl.int64) * columns + column, total, mask=column < columns)
+
+
+@triton.jit
+def _column_sums_kernel(X, OUT, rows, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Sums of the columns of a float32 matrix, BLOCK columns a program, in a fixed order."""
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in tl.range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
+        total += tl.load(X + row * columns + column, (row < rows) & (column < columns), other=0.0)
+    summed = tl.sum(total, 0, keep_dims=True)
+    tl.store(OUT + column, summed.to(OUT.dtype.element_ty), column < columns)
+
+
+# -- launching -----------------------------------------------------------------------------------------------
+
+
+def launch_gelu(pre: Tensor) -> Tensor:
+    """gelu(pre) of a contiguous tensor."""
+    h = torch.empty_like(pre)
+    precise = pre.dtype == torch.float32
+    _gelu_kernel[(cdiv(pre.numel(), BLOCK),)](pre, h, pre.numel(), PRECISE=precise, BLOCK=BLOCK)
+    return h
+
+
+def launch_gelu_backward(dh: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
+    """dpre (N, F) of dh and pre, both (N, F) and contiguous, and the sums of its columns (F,)."""
+    rows, columns = pre.shape
+    dpre, sums = torch.empty_like(pre), torch.empty(columns, dtype=pre.dtype, device=pre.device)
+    parts = torch.empty(cdiv(rows, ROWS * STEPS), columns, dtype=torch.float32, device=pre.device)
+    _gelu_backward_kernel[(cdiv(columns, COLUMNS), len(parts))](
+        dh, pre, dpre, parts, rows, columns,
+        PRECISE=pre.dtype == torch.float32, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS,
+    )  # fmt: skip
+    height = min(next_power_of_2(len(parts)), 128)
+    _column_sums_kernel[(cdiv(columns, 32),)](parts, sums, len(parts), columns, ROWS=height, BLOCK=32)
+    return dpre, sums
+
+
+# -- the operators -------------------------------------------------------------------------------------------
+
+
+def _forward(
+    x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    pre = F.linear(x, w_up, b_up)
+    h = launch_gelu(pre)
+    return F.linear(h, w_down, b_down), pre, h
+
+
+def _forward_fake(
+    x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    M, inner = x.shape[0], w_up.shape[0]
+    return x.new_empty(M, w_down.shape[0]), x.new_empty(M, inner), x.new_empty(M, inner)
+
+
+def _setup(ctx: Any, inputs: Any, output: Any) -> None:
+    x, w_up, b_up, w_down, b_down = inputs
+    ctx.biases = b_up is not None, b_down is not None
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, w_up, w_down, *output[1:])
+
+
+def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 5
+    x, w_up, w_down, pre, h = ctx.saved_tensors
+    dpre, db_up = _gelu_backward(dy @ w_down, pre)
+    of_x, of_up, _, of_down, _ = ctx.needs_input_grad
+    return (
+        dpre @ w_up if of_x else None,
+        dpre.t() @ x if of_up else None,
+        db_up if ctx.biases[0] else None,
+        dy.t() @ h if of_down else None,
+        dy.sum(0) if ctx.biases[1] else None,
+    )
+
+
+def _gelu_backward_op(dh: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
+    return launch_gelu_backward(dh.contiguous(), pre)
+
+
+def _gelu_backward_fake(dh: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(pre), pre.new_empty(pre.shape[1])
+
+
+_gelu_backward = Operator("gelu_backward", _gelu_backward_op, _gelu_backward_fake)
+_operator = Operator("gelu_mlp", _forward, _forward_fake, _setup, _backward)
+
+
+# -- for users -----------------------------------------------------------------------------------------------
+
+
+def reference(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None) -> Tensor:
+    """The same in plain PyTorch."""
+    return F.linear(F.gelu(F.linear(x, w_up, b_up)), w_down, b_down)
+
+
+def gelu_mlp(
+    x: Float[Tensor, "... D"],
+    w_up: Float[Tensor, "F D"],
+    b_up: Float[Tensor, " F"] | None,
+    w_down: Float[Tensor, "E F"],
+    b_down: Float[Tensor, " E"] | None,
+) -> Float[Tensor, "... E"]:
+    """``linear(gelu(linear(x, w_up, b_up)), w_down, b_down)``; under autocast all are cast first.
+
+    What kernels cannot run on goes to plain PyTorch.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together.
+        TypeError: tensors of integers.
+    """
+    given = {"x": x, "w_up": w_up, "b_up": b_up, "w_down": w_down, "b_down": b_down}
+    check_floating(**given)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, w_up, w_down = x.to(dtype), w_up.to(dtype), w_down.to(dtype)
+        b_up, b_down = (None if each is None else each.to(dtype) for each in (b_up, b_down))
+    _check(x, w_up, b_up, w_down, b_down)
+    if not usable(x, w_up, b_up, w_down, b_down) or not x.numel() or not w_up.numel():
+        return reference(x, w_up, b_up, w_down, b_down)
+    rows = as_rows(x)
+    y = _operator(rows, w_up.contiguous(), b_up, w_down.contiguous(), b_down)[0]
+    return y.view(*x.shape[:-1], w_down.shape[0])
+
+
+def _check(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None) -> None:
+    if w_up.dim() != 2 or x.dim() < 1 or w_up.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"w_up must be (F, {x.shape[-1]}) for x of shape {tuple(x.shape)}, got {tuple(w_up.shape)}"
+        )
+    if w_down.dim() != 2 or w_down.shape[1] != w_up.shape[0]:
+        raise ValueError(f"w_down must be (E, {w_up.shape[0]}), got {tuple(w_down.shape)}")
+    for name, bias, weight in (("b_up", b_up, w_up), ("b_down", b_down, w_down)):
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"{name} must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+    for name, each in (("w_up", w_up), ("b_up", b_up), ("w_down", w_down), ("b_down", b_down)):
+        if each is not None and each.dtype != x.dtype:
+            raise ValueError(f"{name} must have x's dtype, {x.dtype}, got {each.dtype}")
+
+
+# -- the benchmark -------------------------------------------------------------------------------------------
+
+
+def _inputs(shape: Shape, generator: torch.Generator) -> Inputs:
+    width, inner = shape["d_model"], shape["d_ff"]
+    return {
+        "x": normal(shape, generator, "rows", "d_model"),
+        "w_up": normal(shape, generator, "d_ff", "d_model", scale=width**-0.5),
+        "b_up": normal(shape, generator, "d_ff", scale=0.1),
+        "w_down": normal(shape, generator, "d_model", "d_ff", scale=inner**-0.5),
+        "b_down": normal(shape, generator, "d_model", scale=0.1),
+    }
+
+
+def _work(shape: Shape) -> dict[str, Work]:
+    N, D, inner = shape["rows"], shape["d_model"], shape["d_ff"]
+    size = shape.dtype.itemsize
+    flops = 4 * N * D * inner
+    return {
+        "forward": Work((4 * N * inner + 2 * N * D) * size, flops),
+        "backward": Work((7 * N * inner + 4 * N * D) * size, 2 * flops),
+        "forward + backward": Work((11 * N * inner + 6 * N * D) * size, 3 * flops),
+    }
+
+
+def _shape(rows: int, d_model: int, dtype: torch.dtype = torch.bfloat16) -> Shape:
+    return Shape({"rows": rows, "d_model": d_model, "d_ff": 4 * d_model}, dtype)
+
+
+BENCH = Bench(
+    name="gelu_mlp",
+    inputs=_inputs,
+    ours=gelu_mlp,
+    reference=reference,
+    grads=("x", "w_up", "b_up", "w_down", "b_down"),
+    bound="matmul",
+    peers={"eager": lambda: reference, "torch.compile": compiled(reference)},
+    work=_work,
+    shapes=(_shape(32_768, 768), _shape(16_384, 1600)),
+    full=(_shape(8192, 768), _shape(8192, 4096)),
+    tiny=(_shape(33, 24), _shape(20, 16, torch.float32)),
+)
