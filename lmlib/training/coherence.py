@@ -2,7 +2,8 @@
 
 - ``check_story``: of any text, how many sentences are ones that the world's grammar has, how many of the
   facts told are true, how many sums come out, how many sentences about two people name two people (nobody
-  asks or meets themselves), and how many of those who act have been introduced.
+  asks or meets themselves), how many of those who act have been introduced, and whether a story ends with
+  what its hero wanted.
 - ``closing_accuracy``: a story ends with where everything is, which follows from all that happened: how often
   does a model's likeliest continuation say so, word for word?
 """
@@ -43,6 +44,8 @@ class Report:
     distinct_pairs: int = 0
     actors: int = 0  # names that do something, each once a story
     introduced_actors: int = 0
+    goals: int = 0  # stories whose hero wants something
+    kept_goals: int = 0
 
     def __add__(self, other: Report) -> Report:
         return Report(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
@@ -62,6 +65,7 @@ def check_story(text: str) -> Report:
         len(sums),
         sum(sums),
         *_people(text),
+        *_goals(text),
     )
 
 
@@ -196,6 +200,33 @@ def _people(text: str) -> tuple[int, int, int, int]:
                     seen[name] = min(match.start(), seen.get(name, match.start()))
     known = sum(name in introduced and introduced[name] <= at for name, at in actors.items())
     return len(pairs), sum(pairs.values()), len(actors), known
+
+
+@cache
+def _goal_patterns() -> list[tuple[list[re.Pattern[str]], list[re.Pattern[str]]]]:
+    """Of each goal, how a story says it at first, and how it says what came of it."""
+    ends = {
+        stories._LOST: (stories._FOUND_AGAIN,),
+        stories._PRESENT: (stories._PRESENT_GIVEN, stories._PRESENT_MISSING),
+        stories._LETTER: (stories._LETTER_END,),
+        stories._CAKE: (stories._CAKE_END,),
+        stories._WALK: (stories._WALK_END,),
+    }
+    return [
+        (
+            [re.compile(_regex(text.strip())) for text in _texts(want)],
+            [re.compile(_regex(text.strip())) for table in tables for text in _texts(table)],
+        )
+        for want, tables in ends.items()
+    ]
+
+
+def _goals(text: str) -> tuple[int, int]:
+    """(1, 1) for a story that ends with what its hero wanted, and with nothing else."""
+    wanted, came = (
+        [any(pattern.search(text) for pattern in both[side]) for both in _goal_patterns()] for side in (0, 1)
+    )
+    return int(any(wanted)), int(any(wanted) and wanted == came)
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ def test_its_stories_are_coherent() -> None:
     assert report.right_sums >= 0.95 * report.sums > 40
     assert report.distinct_pairs >= 0.95 * report.pairs > 200
     assert report.introduced_actors >= 0.9 * report.actors > 100
+    assert report.kept_goals >= 0.9 * report.goals > 50
     truth = micro_world(0, split="test", n_documents=40).documents()
     right, lines = closing_accuracy(model, tokenizer, truth)
     assert right >= 0.85 * lines > 50
@@ -84,6 +85,7 @@ def test_coherence_sees_who_meets_themselves_and_who_comes_from_nowhere() -> Non
     true = check_stories(micro_world(5, split="test", n_documents=60).texts())
     assert true.distinct_pairs == true.pairs > 200
     assert true.introduced_actors == true.actors > 120
+    assert true.kept_goals == true.goals == 60
     opening = "Hugo was a brave boy and lived in the barn.\n\nOne hot day, Hugo met {} in the barn. "
     asked = '"Where is the red kite?" asked Hugo. "I have it," said {}. '
     count = check_story(opening.format("Wim") + asked.format("Wim"))
@@ -95,3 +97,13 @@ def test_coherence_sees_who_meets_themselves_and_who_comes_from_nowhere() -> Non
     late = "Ines held the kite tight. Just then Ines came along, the shy girl whom everyone knew."
     count = check_story(opening.format("Wim") + late)
     assert (count.actors, count.introduced_actors) == (3, 2)
+
+
+def test_coherence_sees_a_forgotten_goal() -> None:
+    lost = 'But Hugo looked worried. "My yellow wagon is gone!"'
+    found = "At last Hugo found his yellow wagon. It had been in the barn all along."
+    pie = "In the end Hugo had all 10 plums, and the kitchen smelled wonderful."
+    assert [
+        (count.goals, count.kept_goals)
+        for count in map(check_story, (f"{lost}\n\n{found}", f"{lost}\n\n{pie}", lost, pie))
+    ] == [(1, 1), (1, 0), (1, 0), (0, 0)]
