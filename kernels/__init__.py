@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kernels.layer_norm import layer_norm
     from kernels.linear_cross_entropy import linear_cross_entropy
     from kernels.matmul import matmul
+    from kernels.qkv_linear import qkv_linear
     from kernels.rms_norm import rms_norm
     from kernels.rope import rope
     from kernels.softmax import softmax
@@ -31,6 +32,7 @@ _HOME = {
     "layer_norm": "layer_norm",
     "linear_cross_entropy": "linear_cross_entropy",
     "matmul": "matmul",
+    "qkv_linear": "qkv_linear",
     "rms_norm": "rms_norm",
     "rope": "rope",
     "softmax": "softmax",
@@ -45,6 +47,7 @@ __all__ = [
     "layer_norm",
     "linear_cross_entropy",
     "matmul",
+    "qkv_linear",
     "rms_norm",
     "rope",
     "softmax",

@@ -107,6 +107,14 @@ def launch_gelu(pre: Tensor) -> Tensor:
     return h
 
 
+def launch_column_sums(parts: Tensor, sums: Tensor) -> Tensor:
+    """Fill sums (columns,) with those of the float32 matrix ``parts``, and return it."""
+    rows, columns = parts.shape
+    height = min(next_power_of_2(rows), 128)
+    _column_sums_kernel[(cdiv(columns, 32),)](parts, sums, rows, columns, ROWS=height, BLOCK=32)
+    return sums
+
+
 def launch_gelu_backward(dh: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
     """dpre (N, F) of dh and pre, both (N, F) and contiguous, and the sums of its columns (F,)."""
     rows, columns = pre.shape
@@ -116,9 +124,7 @@ def launch_gelu_backward(dh: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
         dh, pre, dpre, parts, rows, columns,
         PRECISE=pre.dtype == torch.float32, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS,
     )  # fmt: skip
-    height = min(next_power_of_2(len(parts)), 128)
-    _column_sums_kernel[(cdiv(columns, 32),)](parts, sums, len(parts), columns, ROWS=height, BLOCK=32)
-    return dpre, sums
+    return dpre, launch_column_sums(parts, sums)
 
 
 # -- the operators -------------------------------------------------------------------------------------------

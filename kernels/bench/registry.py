@@ -16,6 +16,7 @@ FILES = (
     "cross_entropy",
     "linear_cross_entropy",
     "gelu_mlp",
+    "qkv_linear",
     "attention",
     "matmul",
     "adamw",

@@ -98,6 +98,8 @@ class SelfAttention(nn.Module):
         # One matrix for all three: the input is read once, and one large product beats three small ones.
         self.qkv_proj = nn.Linear(config.d_model, sum(self.heads) * self.head_dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.n_heads * self.head_dim, config.d_model, bias=config.out_bias)
+        # Without a bias there is nothing to gain: what copies the gradients side by side is the compiler.
+        self.project = kernel("qkv_linear") if config.triton and config.qkv_bias else None
         self.attend = Attend(config, layer)
         self.rotate = kernel("rope") if config.triton else rotate_both
         self.q_norm = self.k_norm = None
@@ -105,10 +107,20 @@ class SelfAttention(nn.Module):
             self.q_norm = RMSNorm(self.head_dim, config.norm_eps, config.kernels)
             self.k_norm = RMSNorm(self.head_dim, config.norm_eps, config.kernels)
 
+    def _project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, T, heads, K)."""
+        if self.project is None:
+            q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).split(self.heads, 2)
+            return q, k, v
+        sizes = [heads * self.head_dim for heads in self.heads]
+        parts = self.project(x, self.qkv_proj.weight, self.qkv_proj.bias, sizes)
+        q, k, v = (each.unflatten(-1, (-1, self.head_dim)) for each in parts)
+        return q, k, v
+
     def forward(
         self, x: Float[Tensor, "B T D"], rotation: Rotation | None, cache: LayerCache | None
     ) -> Float[Tensor, "B T D"]:
-        q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).split(self.heads, 2)  # B T heads K
+        q, k, v = self._project(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
