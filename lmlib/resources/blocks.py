@@ -251,14 +251,13 @@ def _flash(
 def _heads_first(build: Builder, a: Attention | LatentAttention) -> bool:
     """Whether heads come before tokens in the queries' memory, so that the output has to be copied.
 
-    CUDA's fused RMSNorm writes its output contiguous, and flash attention gives its output the queries'
+    A fused RMSNorm writes its output contiguous, and flash attention gives its output the queries'
     layout. Every other way leaves queries as the projection wrote them, token by token.
     """
     profile = build.profile
     return (
         isinstance(a, Attention)
         and a.qk_norm == "head"
-        and profile.device == "cuda"
         and profile.norm == "fused"
         and build.model.norm != "layernorm"
     )
@@ -278,20 +277,24 @@ def _eager(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Ten
     keys, values = _repeat(build, a, "keys", k, c), _repeat(build, a, "values", v, c)
     scores = build.tensor("scores", c, PAIRS)
     build.op(Op("scores", (queries, keys), (scores,), (queries, keys)))
-    for name in ("scaled scores", "masked scores"):
-        before, scores = scores, build.unary(name, scores, build.tensor(name, c, PAIRS))
-        build.free(before)
-    if c == 2 and cpu:  # CUDA's softmax reads bf16 and writes fp32 in one kernel
-        before, scores = scores, build.unary("scores: cast", scores, build.tensor("scores in fp32", 4, PAIRS))
-        build.free(before)
-    probabilities = build.tensor("attention probabilities", 4, PAIRS)
-    build.unary("softmax", scores, probabilities, (probabilities,))
+    scaled = build.unary("scaled scores", scores, build.tensor("scaled scores", c, PAIRS))
     build.free(scores)
-    if c == 2:
+    # Python refers to the scaled scores until the softmax has returned, and to the masked ones during it.
+    masked = build.unary("masked scores", scaled, build.tensor("masked scores", c, PAIRS))
+    read, going = masked, [masked]
+    if c == 2 and cpu:  # CUDA's softmax reads bf16 and writes fp32 in one kernel
+        read = build.unary("scores: cast", masked, build.tensor("scores in fp32", 4, PAIRS))
+        going.append(read)
+    probabilities = build.tensor("attention probabilities", 4, PAIRS)
+    build.unary("softmax", read, probabilities, (probabilities,))
+    build.free(*going)
+    if c == 4:
+        build.free(scaled)
+    else:
         before = probabilities
         narrow = build.tensor("attention probabilities, narrow", 2, PAIRS)
         probabilities = build.unary("probabilities: cast", probabilities, narrow)
-        build.free(before)
+        build.free(before, scaled)
     probabilities = build.dropout("probabilities dropout", probabilities, c, PAIRS)
     mixed = build.tensor("attention output by head", c, QUERIES)
     build.op(Op("mix values", (probabilities, values), (mixed,), (probabilities, values)))
