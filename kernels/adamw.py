@@ -47,12 +47,13 @@ def _update(
     step_size,
     root_bias2,
     eps,
+    factor,
     MASTER: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
     """One chunk. WHOLE: no mask, so that loads stay 16 bytes wide whatever the tensor's size."""
     mask = None if WHOLE else place < size
-    grad = tl.load(g + place, mask).to(tl.float32)
+    grad = tl.load(g + place, mask).to(tl.float32) * factor
     mean = tl.load(m + place, mask).to(tl.float32)
     square = tl.load(v + place, mask).to(tl.float32)
     value = tl.load(p + place, mask).to(tl.float32)
@@ -82,6 +83,8 @@ def _adamw(
     step_size,
     root_bias2,
     eps,
+    FACTOR,
+    SCALED: tl.constexpr,
     DTYPE: tl.constexpr,
     MOMENTS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -99,13 +102,16 @@ def _adamw(
     v = tl.multiple_of(tl.load(POINTERS + 3 * tensors + owner).to(tl.pointer_type(MOMENTS)), ALIGN)
     low = tl.multiple_of(tl.load(POINTERS + 4 * tensors + owner).to(tl.pointer_type(DTYPE)), ALIGN)
     place = start + tl.arange(0, BLOCK)
+    factor = 1.0
+    if SCALED:
+        factor = tl.load(FACTOR).to(tl.float32)
     # fmt: off
     if start + BLOCK <= size:
         _update(p, g, m, v, low, place, size, decay, beta1_rest, beta2_rest, step_size, root_bias2, eps,
-                MASTER, True)
+                factor, MASTER, True)
     else:
         _update(p, g, m, v, low, place, size, decay, beta1_rest, beta2_rest, step_size, root_bias2, eps,
-                MASTER, False)
+                factor, MASTER, False)
     # fmt: on
 
 
@@ -146,14 +152,14 @@ class _Tables:
         table = torch.tensor(addresses, pin_memory=self.device.type == "cuda")
         self.pointers = table.to(self.device, non_blocking=True)
 
-    def step(self, grads: list[Tensor], scalars: tuple[float, ...]) -> None:
-        """One step with the gradients of ``params``, contiguous and in their dtype."""
+    def step(self, grads: list[Tensor], scalars: tuple[float, ...], factor: Tensor | None) -> None:
+        """One step with the gradients of ``params``, contiguous and in their dtype, times ``factor``."""
         self._point(grads)
-        _launch(self.pointers, self, scalars)
+        _launch(self.pointers, self, scalars, factor)
 
 
 @_on_device
-def _launch(pointers: Tensor, tables: _Tables, scalars: tuple[float, ...]) -> None:
+def _launch(pointers: Tensor, tables: _Tables, scalars: tuple[float, ...], factor: Tensor | None) -> None:
     _adamw[(tables.chunks,)](
         pointers,
         tables.sizes,
@@ -161,6 +167,8 @@ def _launch(pointers: Tensor, tables: _Tables, scalars: tuple[float, ...]) -> No
         tables.start,
         len(tables.params),
         *scalars,
+        tables.sizes if factor is None else factor,
+        SCALED=factor is not None,
         DTYPE=triton_dtype(tables.dtype),
         MOMENTS=triton_dtype(tables.moments),
         WIDE=triton_dtype(torch.float32 if tables.master else tables.dtype),
@@ -227,6 +235,10 @@ class FusedAdamW(torch.optim.Optimizer):
         master: whether a parameter of 16 bits has a float32 copy, which takes the steps. Without one, steps
             smaller than half the distance to the next value are lost.
 
+    Attributes:
+        grad_factor: a tensor of one value that the next step multiplies every gradient by, in float32, or
+            ``None``. Clipping costs no pass over the gradients this way; each step sets it back to ``None``.
+
     Raises:
         ValueError: a hyperparameter outside its range, moments that are no floating-point type.
         RuntimeError: a gradient that is sparse or not of its parameter's dtype.
@@ -246,6 +258,7 @@ class FusedAdamW(torch.optim.Optimizer):
         warps: int = WARPS,
     ) -> None:
         self._tables: dict[tuple[int, ...], _Tables] = {}
+        self.grad_factor: Tensor | None = None
         self._block, self._warps = block, warps
         if moments not in DTYPES:
             raise ValueError(f"moments must be one of {', '.join(map(str, DTYPES))}, got {moments}")
@@ -257,6 +270,7 @@ class FusedAdamW(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._tables = {}
+        self.grad_factor = None
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_block", "_warps", "_moments", "_master")
@@ -301,6 +315,7 @@ class FusedAdamW(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             self._step_group(group)
+        self.grad_factor = None
         return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
@@ -331,7 +346,8 @@ class FusedAdamW(torch.optim.Optimizer):
             self._tables[key] = _Tables(params, states, self._block, self._warps)
         hyper = (float(group["lr"]), group["betas"], group["eps"], group["weight_decay"], step)
         grads = [p.grad.contiguous() for p in params if p.grad is not None]
-        self._tables[key].step(grads, _scalars(*hyper))
+        factor = None if self.grad_factor is None else self.grad_factor.to(params[0].device)
+        self._tables[key].step(grads, _scalars(*hyper), factor)
 
     def _plain(
         self, params: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any], step: int
@@ -342,6 +358,8 @@ class FusedAdamW(torch.optim.Optimizer):
             wide = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in kept]
             assert p.grad is not None
             grad = p.grad.to(wide[0].dtype)
+            if self.grad_factor is not None:
+                grad = grad * self.grad_factor.to(grad.device, grad.dtype)
             reference(wide[0], grad, *wide[1:], lr=float(group["lr"]), step=step, **hyper)
             for t, found in zip(kept, wide, strict=True):
                 if t is not found:

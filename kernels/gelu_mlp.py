@@ -29,7 +29,8 @@ from kernels._runtime import Operator, as_rows, cdiv, check_floating, next_power
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, normal
 
 BLOCK = 2048  # values of a program of the forward's pass
-ROWS, COLUMNS, STEPS = 16, 256, 8  # of a tile of the backward's pass; tiles of a program, one below the other
+# A tile of the backward's pass; tiles of a program, one below the other; its warps, and tiles loaded ahead.
+ROWS, COLUMNS, STEPS, WARPS, STAGES = 16, 256, 8, 4, 3
 
 
 # -- kernels -------------------------------------------------------------------------------------------------
@@ -64,13 +65,14 @@ def _gelu_kernel(PRE, H, count, PRECISE: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _gelu_backward_kernel(
     DH, PRE, DPRE, PARTS, rows, columns,
-    PRECISE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
+    PRECISE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dpre = dh gelu'(pre) of STEPS tiles, and the sums of their columns."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     first = tl.program_id(1) * (ROWS * STEPS)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(0, STEPS):
+    for step in tl.range(0, STEPS, num_stages=STAGES):
         row = first + step * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < rows) & (column < columns)
         at = row.to(tl.int64) * columns + column
@@ -122,7 +124,8 @@ def launch_gelu_backward(dh: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
     parts = torch.empty(cdiv(rows, ROWS * STEPS), columns, dtype=torch.float32, device=pre.device)
     _gelu_backward_kernel[(cdiv(columns, COLUMNS), len(parts))](
         dh, pre, dpre, parts, rows, columns,
-        PRECISE=pre.dtype == torch.float32, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS,
+        PRECISE=pre.dtype == torch.float32, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS, STAGES=STAGES,
+        num_warps=WARPS,
     )  # fmt: skip
     return dpre, launch_column_sums(parts, sums)
 

@@ -350,7 +350,11 @@ BENCH = Bench(
     grads=("x",),
     peers={"eager": lambda: _eager, "torch.compile": compiled(_eager), "Liger": _liger},
     work=_work,
-    shapes=(*(_shape(16_384, 2**power) for power in range(10, 15)), _shape(4096, 50_257)),
+    shapes=(
+        *(_shape(16_384, 2**power) for power in range(10, 15)),
+        _shape(65_536, 1024),
+        _shape(4096, 50_257),
+    ),
     full=tuple(_shape(2**28 // columns, columns) for columns in (64, 256, 32_768, 65_536, 131_072, 262_144)),
     tiny=(_shape(5, 131), _shape(3, 64, torch.float32)),
 )

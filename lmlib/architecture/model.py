@@ -32,8 +32,23 @@ class Block(nn.Module):
             self.attention_out_norm, self.mlp_out_norm = make_norm(config), make_norm(config)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Float[Tensor, "B T D"]:
+        self,
+        x: Float[Tensor, "B T D"],
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
+        *,
+        chained: bool = False,
+        branch: Float[Tensor, "B T D"] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The residual stream after this block.
+
+        ``chained``, for pre-norm: ``branch`` is what the block before has left to be added to ``x``, and what
+        comes back is again the stream and a branch, so that each sum is one kernel with the norm after it.
+        """
+        if chained:
+            h, x = (self.attention_norm(x), x) if branch is None else self.attention_norm.after_sum(branch, x)
+            h, x = self.mlp_norm.after_sum(self.attention(h, rotation, cache), x)
+            return x, self.mlp(h)
         match self.norm_position:
             case "pre":
                 h, x = self.mlp_norm.after_sum(self.attention(self.attention_norm(x), rotation, cache), x)
@@ -71,6 +86,7 @@ class TransformerLM(nn.Module):
         self.rotary = Rotary(config) if config.position == "rope" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config)
+        self.chained = config.triton and config.norm_position == "pre"  # see ``Block.forward``
         self.head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.reset_parameters()
 
@@ -109,11 +125,16 @@ class TransformerLM(nn.Module):
             self._check_positions(positions, tokens)
         x = self._embed(tokens, positions)
         rotation = None if self.rotary is None else self.rotary(positions)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, None if cache is None else cache.layers[layer])
+        layers = [None] * len(self.blocks) if cache is None else cache.layers
+        branch = None
+        for block, layer in zip(self.blocks, layers, strict=True):
+            if self.chained:
+                x, branch = block(x, rotation, layer, chained=True, branch=branch)
+            else:
+                x = block(x, rotation, layer)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return self.norm(x)
+        return self.norm(x) if branch is None else self.norm.after_sum(branch, x)[0]
 
     def logits(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """The head: one product, then ``logit_scale`` and the soft-cap where there are any."""

@@ -25,6 +25,16 @@ def global_norm(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
+def clip_factor(norm: Float[Tensor, ""], max_norm: float) -> Float[Tensor, ""]:
+    """What gradients of that global norm are multiplied by to have at most ``max_norm``; 1 if they have.
+
+    Raises:
+        ArgumentError: for a ``max_norm`` that is not positive.
+    """
+    check_number("max_norm", max_norm, 1e-30, 1e30)
+    return (max_norm / (norm + EPSILON)).clamp(max=1.0)
+
+
 @torch.no_grad()
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Float[Tensor, ""]:
     """Scale all gradients in place so that their global norm is at most ``max_norm``; return what it was.
@@ -38,8 +48,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Floa
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = global_norm(gradients)
     if max_norm is not None:
-        check_number("max_norm", max_norm, 1e-30, 1e30)
-        factor = (max_norm / (norm + EPSILON)).clamp(max=1.0)
+        factor = clip_factor(norm, max_norm)
         if gradients:
             # in the gradients' type where they share one: only then is it a single launch
             one = len({each.dtype for each in gradients}) == 1
