@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from lmlib.training.alone import Alone
+from lmlib.training.clip import clip_factor
 from lmlib.training.loss import IGNORE
 from lmlib.training.precision import Precision
 
@@ -57,7 +58,11 @@ def train_step(
     if scaler is not None:
         scaler.unscale_(optimizer)
     parameters = [each for each in module.parameters() if each.requires_grad]
-    norm = parallel.clip(parameters, clip_norm)
+    if clip_norm is not None and scaler is None and hasattr(optimizer, "grad_factor"):
+        norm = parallel.clip(parameters, None)
+        optimizer.grad_factor = clip_factor(norm, clip_norm)  # it scales as it reads
+    else:
+        norm = parallel.clip(parameters, clip_norm)
     if scaler is None:
         optimizer.step()
     else:
@@ -66,10 +71,18 @@ def train_step(
     return total, norm
 
 
-def checkpoint_blocks(model: Any) -> None:
+def checkpoint_blocks(model: Any, keep: Sequence[Any] = ()) -> None:
     """Make each block keep its input only and compute the rest again in backward, in place.
 
-    Chen et al. 2016, arXiv:1604.06174, with a segment a layer. Parameters keep their names.
+    Chen et al. 2016, arXiv:1604.06174, with a segment a layer. Parameters keep their names. Done again, it
+    replaces what was done before.
+
+    Args:
+        keep: operators (``torch.ops...default``) whose results are kept as well, and not computed again.
     """
+    model.chained = False  # a block that hands on two tensors would have two kept
+    # Only where it is asked for: torch.compile refuses a context function that does nothing.
+    context = {"context_fn": partial(create_selective_checkpoint_contexts, list(keep))} if keep else {}
     for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.__dict__.pop("forward", None)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **context)
