@@ -5,7 +5,7 @@
 
 Trains the preset ``bundled``, rounds the weights to bf16, and writes them with the tokenizer and a record:
 the recipe, the loss on stories that nobody trained on (split ``test``), and how coherent its own stories are.
-``--rescore`` measures the last two anew for a model that is there (three minutes on a CPU) and trains nothing.
+``--rescore`` measures the last two anew for a model that is there (some minutes on a CPU), without training.
 """
 
 from __future__ import annotations
