@@ -221,7 +221,9 @@ def gelu_mlp(
 
 
 def _check(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None) -> None:
-    if w_up.dim() != 2 or x.dim() < 1 or w_up.shape[1] != x.shape[-1]:
+    if x.dim() < 1:
+        raise ValueError("x must have at least one axis, got a single value")
+    if w_up.dim() != 2 or w_up.shape[1] != x.shape[-1]:
         raise ValueError(
             f"w_up must be (F, {x.shape[-1]}) for x of shape {tuple(x.shape)}, got {tuple(w_up.shape)}"
         )

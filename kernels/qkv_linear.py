@@ -100,6 +100,7 @@ class _QKVLinear(torch.autograd.Function):
         return F.linear(x, weight, bias).split([q, k, v], -1)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable  # an error, not a wrong number
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         packed, sums = _pack(*(each.contiguous() for each in grads))
@@ -138,7 +139,9 @@ def qkv_linear(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    if weight.dim() != 2 or x.dim() < 1 or weight.shape[1] != x.shape[-1]:
+    if x.dim() < 1:
+        raise ValueError("x must have at least one axis, got a single value")
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(
             f"weight must be (F, {x.shape[-1]}) for x of shape {tuple(x.shape)}, got {tuple(weight.shape)}"
         )
