@@ -12,17 +12,23 @@ from torch import Tensor
 
 from lmlib.architecture import MLAConfig, ModelConfig, MoEConfig, TransformerLM
 from lmlib.architecture.attention import eager_attention
+from lmlib.architecture.config import KERNELS
 from lmlib.architecture.positions import rotate
+from lmlib.resources.units import ArgumentError
 
 BASE: dict[str, Any] = {"vocab_size": 50, "context_length": 64, "d_model": 32, "n_layers": 2, "n_heads": 4}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"n_kv_heads": 2, "qk_norm": True},
     "window": {"window": 5, "window_pattern": "LG"},
     "gpt2": {"norm": "layernorm", "position": "learned", "mlp": "gelu_tanh", "bias": True, "tied": True},
+    "gpt2-exact": {"norm": "layernorm", "position": "learned", "mlp": "gelu", "bias": True, "tied": True},
     "mla": {"attention": "mla", "mla": MLAConfig(8, 6, 4, 10)},
     "moe": {"moe": MoEConfig(4, 2, 16, n_shared=1)},
     "soft-cap": {"attention_softcap": 5.0},
+    "post-norm": {"norm_position": "post"},
+    "no norm": {"norm_position": "none", "bias": True},
 }
+GPT2 = {"layer_norm": 1, "layer_norm with residual": 4, "qkv_linear": 2, "flash_attention": 2}
 CALLS: Counter[str] = Counter()
 
 
@@ -31,6 +37,25 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | No
     total = x if residual is None else x + residual
     out = F.rms_norm(total, weight.shape, weight, eps)
     return out if residual is None else (out, total)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, residual: Tensor | None = None
+) -> Any:
+    CALLS["layer_norm with residual" if residual is not None else "layer_norm"] += 1
+    total = x if residual is None else x + residual
+    out = F.layer_norm(total, weight.shape, weight, bias, eps)
+    return out if residual is None else (out, total)
+
+
+def gelu_mlp(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None) -> Tensor:
+    CALLS["gelu_mlp"] += 1
+    return F.linear(F.gelu(F.linear(x, w_up, b_up)), w_down, b_down)
+
+
+def qkv_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: list[int]) -> tuple[Tensor, ...]:
+    CALLS["qkv_linear"] += 1
+    return F.linear(x, weight, bias).split(list(sizes), -1)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -65,24 +90,24 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels of the agreed signatures in plain PyTorch, which count their calls."""
     import kernels
 
-    for function in (rms_norm, swiglu, rope, flash_attention):
+    for function in (rms_norm, layer_norm, gelu_mlp, qkv_linear, swiglu, rope, flash_attention):
         monkeypatch.setitem(vars(kernels), function.__name__, function)
     CALLS.clear()
 
 
-def models(name: str) -> tuple[TransformerLM, TransformerLM]:
+def models(name: str, triton: str = "triton") -> tuple[TransformerLM, TransformerLM]:
     pair = []
-    for kernels in ("sdpa", "triton"):
+    for kernels in ("sdpa", triton):
         torch.manual_seed(0)
         pair.append(TransformerLM(ModelConfig(**BASE, **CONFIGS[name], kernels=kernels)))
     return pair[0], pair[1]
 
 
-def compare(name: str, rtol: float = 1e-4, atol: float = 2e-5) -> None:
+def compare(name: str, triton: str = "triton", rtol: float = 1e-4, atol: float = 2e-5) -> None:
     """Logits, gradients, and decoding with a cache."""
     tokens = torch.randint(50, (2, 24), generator=torch.Generator().manual_seed(3))
     gradients = []
-    for model in (pair := models(name)):
+    for model in (pair := models(name, triton)):
         logits = model(tokens)
         logits.square().mean().backward()
         gradients.append([logits, *(p.grad for p in model.parameters())])
@@ -95,23 +120,28 @@ def compare(name: str, rtol: float = 1e-4, atol: float = 2e-5) -> None:
 
 
 @pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("triton", ["triton", "triton-sdpa"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_kernels_are_called_as_agreed(name: str) -> None:
-    compare(name)
+def test_kernels_are_called_as_agreed(name: str, triton: str) -> None:
+    compare(name, triton)
 
 
 @pytest.mark.usefixtures("plain")
 def test_every_kernel_that_applies_is_called() -> None:
     expected = {
-        "llama": {"rms_norm": 7, "rms_norm with residual": 2, "rope": 2, "swiglu": 2, "flash_attention": 2},
-        "gpt2": {"flash_attention": 2},
-        "soft-cap": {"rms_norm": 3, "rms_norm with residual": 2, "rope": 2, "swiglu": 2},
-        "mla": {"rms_norm": 5, "rms_norm with residual": 2, "rope": 2, "swiglu": 2, "flash_attention": 2},
+        "llama": {"rms_norm": 5, "rms_norm with residual": 4, "rope": 2, "swiglu": 2, "flash_attention": 2},
+        "gpt2": GPT2,
+        "gpt2-exact": {**GPT2, "gelu_mlp": 2},
+        "soft-cap": {"rms_norm": 1, "rms_norm with residual": 4, "rope": 2, "swiglu": 2},
+        "mla": {"rms_norm": 3, "rms_norm with residual": 4, "rope": 2, "swiglu": 2, "flash_attention": 2},
     }
     for name, calls in expected.items():
         CALLS.clear()
         models(name)[1](torch.randint(50, (2, 24)))
         assert calls == CALLS, name
+        CALLS.clear()
+        models(name, "triton-sdpa")[1](torch.randint(50, (2, 24)))
+        assert {each: calls[each] for each in calls if each != "flash_attention"} == CALLS, name
 
 
 def test_a_kernel_that_is_missing_says_what_to_do() -> None:
@@ -121,17 +151,33 @@ def test_a_kernel_that_is_missing_says_what_to_do() -> None:
         kernel("nothing")
 
 
-def test_the_books_kernels_give_the_same_model() -> None:
-    """The kernels themselves, all four: under Triton's interpreter here, so one layer and few tokens."""
+@pytest.mark.parametrize(
+    ("kernels", "changes"),
+    [
+        ("triton", {"n_kv_heads": 2, "qk_norm": True, "window": 5}),
+        ("triton-sdpa", {"n_kv_heads": 2}),
+        ("triton-sdpa", CONFIGS["gpt2-exact"]),
+    ],
+    ids=["triton, llama", "triton-sdpa, llama", "triton-sdpa, gpt2"],
+)
+def test_the_books_kernels_give_the_same_model(kernels: str, changes: dict[str, Any]) -> None:
+    """The kernels themselves: under Triton's interpreter here, so one layer and few tokens."""
     tokens = torch.randint(50, (1, 8), generator=torch.Generator().manual_seed(3))
     results = []
-    for kernels in ("sdpa", "triton"):
+    for each in ("eager", kernels):
         torch.manual_seed(0)
-        model = TransformerLM(
-            ModelConfig(50, 8, 32, 1, 4, n_kv_heads=2, qk_norm=True, window=5, kernels=kernels)
-        )
+        model = TransformerLM(ModelConfig(50, 8, 32, 1, 4, **changes, kernels=each))
         logits = model(tokens)
         logits.square().mean().backward()
         results.append([logits, *(p.grad for p in model.parameters())])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_names_of_the_switch() -> None:
+    config = ModelConfig(**BASE)
+    assert [config.replace(kernels=name).triton for name in KERNELS] == [False, False, True, True]
+    for wrong in ("flash", "triton-eager", "sdpa-triton", ""):
+        with pytest.raises(ArgumentError, match="sdpa, eager, triton, triton-sdpa") as caught:
+            config.replace(kernels=wrong)
+        assert caught.value.field == "kernels"

@@ -126,6 +126,26 @@ def test_the_command_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "cross_entropy"]) == 2
 
 
+def test_tiny_checks_and_times_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """For a memory checker: on a GPU too it leaves no record. A planted error is counted and ends with 1."""
+    tiny = (SHAPE, Shape({"n": 3}, torch.float32))
+    planted = bench(lambda x: x * x * (1.001 if len(x) == 3 else 1), name="planted", tiny=tiny)
+    assert main(["layer_norm", "gelu_mlp", "--tiny"]) == 0
+    assert "5 of 5 cases right" in capsys.readouterr().out
+    benches = {"square": bench(tiny=tiny), "planted": planted}
+    monkeypatch.setattr("kernels.bench.__main__.load", lambda names: [benches[name] for name in names])
+    out = tmp_path / "kernels.json"
+    assert main(["square", "--tiny", "--out", str(out)]) == 0
+    assert "2 of 2 cases right" in capsys.readouterr().out
+    assert main(["square", "planted", "--tiny"]) == 1
+    said = capsys.readouterr()
+    assert "3 of 4 cases right" in said.out
+    assert "planted" in said.err
+    assert not out.exists()
+
+
 def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rms_nrom"]) == 2
     assert "got rms_nrom" in capsys.readouterr().err

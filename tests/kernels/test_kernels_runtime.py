@@ -39,9 +39,12 @@ import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name == "triton" else find(name, *more)
 import torch
-from kernels import FusedAdamW, rms_norm, rope, softmax, swiglu
+from kernels import FusedAdamW, gelu_mlp, layer_norm, qkv_linear, rms_norm, rope, softmax, swiglu
 x, w = torch.randn(3, 8), torch.randn(8, requires_grad=True)
 rms_norm(x, w, residual=x)[0].sum().backward()
+layer_norm(x, w, w, residual=x)[0].sum().backward()
+gelu_mlp(x, w[None], None, w[:, None], w).sum().backward()
+qkv_linear(x, w.expand(3, 8), None, [1, 1, 1])[1].sum().backward()
 q = torch.randn(1, 3, 2, 8)
 rope(q, q, torch.randn(3, 4), torch.randn(3, 4))
 swiglu(x, softmax(x))
@@ -102,6 +105,9 @@ TARGETS = torch.zeros(1, 1, 2, dtype=torch.int64)
     [
         (lambda: kernels.rms_norm(INTEGERS, torch.ones(8)), "x"),
         (lambda: kernels.rms_norm(torch.ones(2, 8), INTEGERS[0, 0, 0]), "weight"),
+        (lambda: kernels.layer_norm(INTEGERS, torch.ones(8), torch.ones(8)), "x"),
+        (lambda: kernels.gelu_mlp(INTEGERS, torch.ones(3, 8), None, torch.ones(8, 3), None), "x"),
+        (lambda: kernels.qkv_linear(INTEGERS, torch.ones(3, 8), None, [1, 1, 1]), "x"),
         (lambda: kernels.softmax(INTEGERS), "x"),
         (lambda: kernels.swiglu(INTEGERS, INTEGERS), "gate"),
         (lambda: kernels.rope(INTEGERS, INTEGERS, torch.ones(1, 4), torch.ones(1, 4)), "q"),

@@ -39,11 +39,43 @@ def test_none_only_measures() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_bf16_norms_are_summed_in_fp32() -> None:
-    gradients = [torch.full((1000,), 0.1, dtype=torch.bfloat16) for _ in range(300)]
-    exact = torch.stack(gradients).double().norm()
-    assert abs(global_norm(gradients).double() / exact - 1) < 5e-3
-    assert global_norm(gradients).dtype == torch.float32
+def _drawn(dtype: torch.dtype, count: int = 8) -> list[torch.Tensor]:
+    made = torch.Generator().manual_seed(0)
+    return [torch.randn(900 + 31 * place, generator=made).to(dtype) for place in range(count)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_norm_of_16_bits_is_float64s(dtype: torch.dtype) -> None:
+    """One norm of each tensor rounded to 16 bits would be 1e-4 to 2e-3 off; so many steps change the loss."""
+    gradients = _drawn(dtype)
+    exact = torch.cat([each.double() for each in gradients]).norm()
+    found = global_norm(gradients)
+    assert found.dtype == torch.float32
+    assert abs(found.double() / exact - 1) < 1e-6
+    if dtype != torch.float32:
+        rounded = torch.stack([each.norm() for each in gradients]).double().norm()
+        assert abs(rounded / exact - 1) > 1e-5  # the bound above tells the two apart
+
+
+def test_the_norm_of_16_bits_does_not_overflow() -> None:
+    """float16 ends at 65,504, and the norm of these is 320,000."""
+    gradients = [torch.full((100,), 2.0**14, dtype=torch.float16) for _ in range(4)]
+    assert global_norm(gradients) == 2.0**14 * 20
+
+
+def test_the_norm_of_mixed_dtypes_is_float64s() -> None:
+    for order in (1, -1):
+        gradients = [*_drawn(torch.bfloat16, 3), *_drawn(torch.float32, 3)][::order]
+        exact = torch.cat([each.double() for each in gradients]).norm()
+        assert abs(global_norm(gradients).double() / exact - 1) < 1e-6
+
+
+def test_the_norm_of_nothing_and_of_empty_tensors() -> None:
+    assert global_norm([]) == 0
+    empty = torch.empty(0, 3)
+    assert global_norm([empty, empty]) == 0
+    assert global_norm([empty.bfloat16(), torch.full((4,), 2.0, dtype=torch.bfloat16)]) == 4
+    assert global_norm(iter([torch.full((4,), 2.0, dtype=torch.float64)])).dtype == torch.float64
 
 
 def test_nothing_to_clip() -> None:

@@ -1,6 +1,7 @@
 """Cross-entropy, whole and in chunks, against PyTorch's and against finite differences."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -156,6 +157,38 @@ def test_forms_of_the_loss_module_agree(form: str) -> None:
         strict=True,
     ):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "form"),
+    [("eager", "chunked"), ("sdpa", "chunked"), ("triton", "kernel"), ("triton-sdpa", "kernel")],
+)
+def test_the_form_that_the_kernels_of_a_model_choose(kernels: str, form: str) -> None:
+    config = ModelConfig(50, 16, 16, 1, 2, kernels=kernels)
+    assert LossModule(TransformerLM(config)).form == form
+    capped = LossModule(TransformerLM(config.replace(logit_softcap=2.0)))
+    assert capped.form == "chunked"  # the kernel knows no soft cap
+
+
+def test_the_kernel_takes_as_many_tokens_at_once_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import kernels
+
+    seen = []
+
+    def counted(*args: torch.Tensor, chunk: int | None = None, **options: Any) -> torch.Tensor:
+        seen.append(chunk)
+        return original(*args, chunk=chunk, **options)
+
+    original = kernels.linear_cross_entropy
+    monkeypatch.setitem(vars(kernels), "linear_cross_entropy", counted)
+    torch.manual_seed(0)
+    model = TransformerLM(ModelConfig(50, 16, 16, 1, 2, kernels="triton-sdpa"))
+    tokens, targets = torch.randint(50, (2, 3, 16))
+    losses = [LossModule(model, chunk=chunk)(tokens, targets)[0] for chunk in (7, 2**20)]
+    assert seen == [7, 2**20]
+    torch.testing.assert_close(*losses)
+    expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(losses[0], expected)
 
 
 def test_softcap_of_the_model_is_applied() -> None:

@@ -17,6 +17,7 @@ from lmlib.resources import flops
 from lmlib.resources.units import ArgumentError
 from lmlib.tokenization import train_bpe
 from lmlib.training import throughput
+from lmlib.training.alone import compile_options
 from lmlib.training.dataset import TokenData, write_tokens
 from lmlib.training.loss import LossModule
 from lmlib.training.optimizers import OptimizerSettings
@@ -407,6 +408,8 @@ def test_on_a_gpu(tmp_path: Path, policy: str) -> None:
         ({"loss": "fused"}, "loss"),
         ({"sampling": "shuffle"}, "sampling"),
         ({"compile": 3}, "compile"),
+        ({"compile": "reduce-overhead", "accumulate": 2}, "compile"),
+        ({"compile": "max-autotune", "accumulate": 2}, "compile"),
         ({"policy": "fp8"}, "precision"),
         ({"z_loss": -1.0}, "z_loss"),
         ({"seed": -1}, "seed"),
@@ -417,6 +420,23 @@ def test_bad_input_names_the_argument(options: dict[str, Any], field: str) -> No
     with pytest.raises(ArgumentError) as caught:
         _trainer(**options)
     assert caught.value.field == field
+
+
+def test_a_mode_of_the_compiler_is_told_from_a_backend() -> None:
+    for mode in ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"):
+        assert compile_options(mode) == {"mode": mode, "dynamic": False}
+        torch.compile(**compile_options(mode))  # which would refuse a name that it does not know
+    for backend in ("inductor", "aot_eager"):
+        assert compile_options(backend) == {"backend": backend, "dynamic": False}
+
+
+def test_cuda_graphs_take_one_pass_a_step() -> None:
+    """Their gradients are overwritten by the next pass; what records none, and a single pass, may go on."""
+    with pytest.raises(ArgumentError, match=r"^compile: .*needs accumulate=1, got 2"):
+        TrainerSettings(8, 16, max_steps=1, accumulate=2, compile="reduce-overhead")
+    TrainerSettings(8, 16, max_steps=1, accumulate=1, compile="reduce-overhead")
+    TrainerSettings(8, 16, max_steps=1, accumulate=2, compile="max-autotune-no-cudagraphs")
+    TrainerSettings(8, 16, max_steps=1, accumulate=2, compile="inductor")
 
 
 def test_an_id_beyond_the_vocabulary_is_found_and_placed() -> None:
