@@ -143,6 +143,31 @@ def test_groups_schedules_closures_and_missing_gradients(device: str) -> None:
         assert worst(ours, torchs) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_factor_scales_the_gradients_of_one_step(dtype: torch.dtype, device: str) -> None:
+    """As if each had been multiplied in float32 before; the gradients themselves stay, the factor goes."""
+    ours = params(device, dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    scaled = copies(ours, wide)
+    optimizers = [FusedAdamW(each, **HYPER) for each in (ours, scaled)]
+    for factor in (0.25, None, 3e-4):
+        set_grads(scaled, ours)
+        before = [p.grad.clone() for p in ours]
+        if factor is not None:
+            optimizers[0].grad_factor = torch.tensor(factor, device=device)
+            for p in scaled:
+                p.grad = p.grad * factor
+        for optimizer in optimizers:
+            optimizer.step()
+        assert optimizers[0].grad_factor is None
+        assert all(torch.equal(p.grad, grad) for p, grad in zip(ours, before, strict=True))
+    for mine, theirs in zip(ours, scaled, strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            a, b = (o.state[p][name] for o, p in zip(optimizers, (mine, theirs), strict=True))
+            torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-12)
+    assert worst(ours, scaled) < {torch.bfloat16: 2.0**-7}.get(dtype, 1e-6)
+
+
 def test_states_are_exchanged_with_torch(device: str) -> None:
     ours = params(device)
     torchs = copies(ours, torch.float32)

@@ -177,6 +177,26 @@ def test_ways_to_compute_the_same(options: dict[str, Any]) -> None:
                 assert peer[name] == pytest.approx(mine[name], rel=2e-3), (step, name)
 
 
+def test_an_optimizer_that_clips_as_it_reads_takes_the_same_steps() -> None:
+    lines = []
+    for implementation in ("triton", "loop"):
+        torch.manual_seed(0)
+        model = TransformerLM(CONFIG.replace(n_layers=1))
+        optimizer = OptimizerSettings(implementation=implementation).build(model)
+        tokens, targets = torch.randint(64, (2, 4, 16))
+        steps = []
+        for _ in range(3):
+            loss, norm = train_step(
+                LossModule(model), optimizer, [(tokens, targets)], policy=precision("fp32"), clip_norm=0.1
+            )
+            assert norm > 0.1
+            steps += [loss.item(), norm.item()]
+        assert hasattr(optimizer, "grad_factor") == (implementation == "triton")
+        lines.append(steps)
+    assert lines[0] == pytest.approx(lines[1], rel=1e-5)
+    assert lines[0][2] < lines[0][0]
+
+
 def test_reading_ahead_gives_the_same_batches_and_ends() -> None:
     plain, ahead = _Lines(), _Lines()
     _trainer(log_every=1, lines=plain, accumulate=2).fit()
