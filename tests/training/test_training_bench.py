@@ -1,5 +1,6 @@
 """The benchmark of the step: both models are the same function, and the record is one."""
 
+import copy
 import json
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,19 @@ from lmlib.architecture import TransformerLM
 from lmlib.book.records import parse
 from lmlib.resources.units import ArgumentError
 from lmlib.training import bench
-from lmlib.training.bench import TINY, agreement, main, micro_world_tokens, starting_model
+from lmlib.training.bench import (
+    TINY,
+    VARIANTS,
+    Shape,
+    Variant,
+    agreement,
+    main,
+    micro_world_tokens,
+    starting_model,
+    time_ours,
+    time_plain,
+)
+from lmlib.training.dataset import TokenData
 from lmlib.training.loss import LossModule
 from lmlib.training.optimizers import OptimizerSettings
 from lmlib.training.plain_gpt import PlainGPT, renamed
@@ -31,13 +44,33 @@ def test_the_plain_model_is_ours() -> None:
     )
 
 
-def test_writes_a_record_whose_curves_agree(tmp_path: Path) -> None:
-    main(["step", "--tiny", "--out", str(tmp_path / "r.json"), "--only", "ours, autocast", "--commit", "abc"])
+def test_writes_a_record_whose_curves_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PyTorch's operators: Triton's, interpreted, would take most of a minute."""
+    parts = {"precision": "bf16-autocast", "kernels": "sdpa", "loss": "full", "optimizer": "fused"}
+    monkeypatch.setattr(bench, "VARIANTS", (Variant("ours, PyTorch's parts", **parts), Variant("ours")))
+    only = ["--only", "ours, PyTorch's parts"]
+    main(["step", "--tiny", "--out", str(tmp_path / "r.json"), *only, "--commit", "abc"])
     record = parse(json.loads((tmp_path / "r.json").read_text(encoding="utf-8")), "record")
     assert record["plain: speed"].median > 0
-    curves = zip(record["plain: loss"].values, record["ours, autocast: loss"].values, strict=True)
+    curves = zip(record["plain: loss"].values, record["ours, PyTorch's parts: loss"].values, strict=True)
     assert all(abs(one - other) < 0.01 for one, other in curves)
     assert record.about["largest_difference_in_fp32"] < 1e-5
+    assert list(record.about["variants"]) == ["ours, PyTorch's parts"]
+
+
+def test_the_book_kernels_take_the_same_steps() -> None:
+    """All that the first variant is made of; interpreted here, so at the least size that has every part."""
+    shape = Shape(67, 8, 16, 1, 2, batch_size=1, warm=1, steps=4, stretch=1, log=1, lr=3e-2)
+    data, start = TokenData.from_array([3, 14, 15] * 100, vocab_size=67), starting_model(shape)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plain = time_plain(shape, data, copy.deepcopy(start), device, autocast=False)
+    ours = time_ours(shape, data, start, device, VARIANTS[0])
+    exact = time_ours(shape, data, start, device, replace(VARIANTS[0], precision="fp32"))
+    assert VARIANTS[0] == Variant("ours")
+    assert len(ours.losses) == len(plain.losses) == 4
+    assert max(plain.losses) - min(plain.losses) > 0.2  # steps that are seen
+    assert ours.losses == pytest.approx(plain.losses, abs=0.05)
+    assert exact.losses == pytest.approx(plain.losses, abs=1e-3)
 
 
 def test_in_fp32_both_programs_take_the_same_50_steps(
