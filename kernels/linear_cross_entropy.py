@@ -62,8 +62,8 @@ def chunk_rows(N: int, V: int, D: int, itemsize: int) -> int:
 
 def _rows_of_chunk(hidden: Tensor, weight: Tensor, chunk: int) -> int:
     """Rows of a chunk: those asked for, or of our own choice where that is 0."""
-    N = len(hidden)
-    return min(chunk, max(N, 1)) or chunk_rows(N, *weight.shape, hidden.element_size())
+    N, (V, D) = len(hidden), weight.shape
+    return min(chunk, max(N, 1)) or chunk_rows(N, V, D, hidden.element_size())
 
 
 def _each_chunk(hidden: Tensor, weight: Tensor, chunk: int, use: Callable[[slice, Tensor], None]) -> None:

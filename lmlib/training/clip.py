@@ -19,7 +19,7 @@ def global_norm(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
     kinds = {(each.dtype, each.device) for each in tensors}
     wide = torch.promote_types(tensors[0].dtype, torch.float32)
     if len(kinds) == 1:  # a few launches for all
-        norms = torch._foreach_norm(tensors, 2, dtype=wide)
+        norms = list(torch._foreach_norm(tensors, 2, dtype=wide))
     else:
         norms = [torch.linalg.vector_norm(each, dtype=wide).to(tensors[0].device) for each in tensors]
     return torch.linalg.vector_norm(torch.stack(norms))

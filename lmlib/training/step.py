@@ -82,7 +82,9 @@ def checkpoint_blocks(model: Any, keep: Sequence[Any] = ()) -> None:
     """
     model.chained = False  # a block that hands on two tensors would have two kept
     # Only where it is asked for: torch.compile refuses a context function that does nothing.
-    context = {"context_fn": partial(create_selective_checkpoint_contexts, list(keep))} if keep else {}
+    context: dict[str, Any] = (
+        {"context_fn": partial(create_selective_checkpoint_contexts, list(keep))} if keep else {}
+    )
     for block in model.blocks:
         block.__dict__.pop("forward", None)
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **context)
