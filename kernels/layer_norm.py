@@ -1,6 +1,6 @@
 """LayerNorm, forward and backward, alone or fused with the addition of a residual before it.
 
-    total = x + residual                       (only where a residual is given; rounded to its dtype)
+    total = x + shift + residual               (only where a residual is given; rounded to its dtype)
     y = n weight + bias,  n = (total - mean) rstd,  rstd = 1 / sqrt(variance + eps)    over the last axis
 
 Source: Ba, Kiros and Hinton, "Layer Normalization" (2016, arXiv:1607.06450), equation 4.
@@ -8,6 +8,9 @@ Source: Ba, Kiros and Hinton, "Layer Normalization" (2016, arXiv:1607.06450), eq
 What RMSNorm's kernels do (``kernels.rms_norm``, which explains the walk over rows and the adding of parts),
 with a mean taken out and a bias. With g = dy weight: dx = (g - mean(g) - n mean(g n)) rstd; dweight and dbias
 are the sums over rows of dy n and dy.
+
+``shift`` is the bias of the linear layer that made x, left for this kernel to add: its gradient, the sum over
+rows of dx, then costs no pass over dx.
 
 Contract: x of any leading axes and float32, bfloat16 or float16; weight and bias of the last axis' length and
 of one dtype. Arithmetic is float32; y has x's dtype, total the residual's. Rows may be strided (no copy);
@@ -59,6 +62,7 @@ def _forward(
     RESIDUAL,
     WEIGHT,
     BIAS,
+    SHIFT,
     Y,
     TOTAL,
     STATS,
@@ -68,6 +72,7 @@ def _forward(
     residual_stride,
     eps,
     ADD: tl.constexpr,
+    SHIFTED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -79,6 +84,8 @@ def _forward(
     total = tl.load(X + row * x_stride + column, mask, other=0.0).to(tl.float32)
     weight = tl.load(WEIGHT + column, inside, other=0.0)
     bias = tl.load(BIAS + column, inside, other=0.0)
+    if SHIFTED:
+        total += tl.load(SHIFT + column, inside, other=0.0).to(tl.float32)
     if ADD:
         total += tl.load(RESIDUAL + row * residual_stride + column, mask, other=0.0).to(tl.float32)
         rounded = total.to(TOTAL.dtype.element_ty)
@@ -108,17 +115,20 @@ def _backward(
     dtotal_stride,
     total_stride,
     ADD: tl.constexpr,
+    SHIFTED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
-    """dx of the rows that this program walks over, and its part of dweight and dbias, side by side."""
+    """dx of the rows that this program walks over, and its parts of dweight, dbias and dshift in a row."""
     column = tl.arange(0, BLOCK)[None, :]
     inside = column < columns
     weight = tl.load(WEIGHT + column, inside, other=0.0)
     dweight = tl.zeros((ROWS, BLOCK), tl.float32)
     dbias = tl.zeros((ROWS, BLOCK), tl.float32)
+    if SHIFTED:
+        dshift = tl.zeros((ROWS, BLOCK), tl.float32)
     for start in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
         mask = (row < rows) & inside
@@ -136,29 +146,38 @@ def _backward(
         if ADD:
             dx += tl.load(DTOTAL + row * dtotal_stride + column, mask, other=0.0).to(tl.float32)
         tl.store(DX + row * columns + column, dx.to(DX.dtype.element_ty), mask)
+        if SHIFTED:
+            dshift += tl.where(mask, dx, 0.0)
     if CHAINED:
         tl.extra.cuda.gdc_launch_dependents()  # _add_parts may start to start
-    part = PARTS + tl.program_id(0).to(tl.int64) * 2 * columns + column
+    part = PARTS + tl.program_id(0).to(tl.int64) * (3 if SHIFTED else 2) * columns + column
     tl.store(part, tl.sum(dweight, 0, keep_dims=True), inside)
     tl.store(part + columns, tl.sum(dbias, 0, keep_dims=True), inside)
+    if SHIFTED:
+        tl.store(part + 2 * columns, tl.sum(dshift, 0, keep_dims=True), inside)
 
 
 # -- launching -----------------------------------------------------------------------------------------------
 
 
-def backward_launch(rows: int, columns: int, device: torch.device) -> Launch:
-    """The backward's launch for a shape: RMSNorm's, with room for a second sum."""
+def backward_launch(rows: int, columns: int, device: torch.device, shifted: bool = False) -> Launch:
+    """The backward's launch for a shape: RMSNorm's, with room for a second sum and perhaps a third."""
     block = next_power_of_2(columns)
     tile = _tile(4096 if block <= 1024 else 2048, block, rows, device)
     if block >= 8192:  # no registers are left to load ahead
         return Launch(tile, warps=16 if block == 8192 else 32, per_sm=1)
     if block >= 2048:
         return Launch(tile, warps=8, per_sm=1, stages=3)
-    return Launch(tile, warps=4, per_sm=2, stages=3)
+    return Launch(tile, warps=8 if shifted else 4, per_sm=2, stages=3)
 
 
 def launch_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, total and stats (2, rows); without a residual total is an empty tensor."""
     columns = x.shape[-1]
@@ -176,6 +195,7 @@ def launch_forward(
         added,
         weight.contiguous(),
         bias.contiguous(),
+        bias if shift is None else shift.contiguous(),
         y,
         total,
         stats,
@@ -185,6 +205,7 @@ def launch_forward(
         added.stride(0),
         eps,
         ADD=residual is not None,
+        SHIFTED=shift is not None,
         ROWS=launch.rows,
         BLOCK=next_power_of_2(columns),
         num_warps=launch.warps,
@@ -198,20 +219,21 @@ def launch_backward(
     total: Tensor,
     weight: Tensor,
     stats: Tensor,
+    shifted: bool,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to total (in its dtype), and to weight and bias (2, columns)."""
-    columns = total.shape[-1]
+    """Gradients of total (in its dtype), and of weight, bias and perhaps shift (2 or 3, columns)."""
+    columns, sums = total.shape[-1], 3 if shifted else 2
     dx = torch.empty(total.shape, dtype=total.dtype, device=total.device)
     if dx.numel() == 0:
-        return dx, weight.new_zeros(2, columns)
-    both = torch.empty((2, columns), dtype=weight.dtype, device=weight.device)
+        return dx, weight.new_zeros(sums, columns)
+    both = torch.empty((sums, columns), dtype=weight.dtype, device=weight.device)
     flat, dy = as_rows(total), as_rows(dy)
     added = dy if dtotal is None else as_rows(dtotal)
     rows = flat.shape[0]
-    launch = launch or backward_launch(rows, columns, dx.device)
+    launch = launch or backward_launch(rows, columns, dx.device, shifted)
     programs = _grid(rows, launch, dx.device)
-    parts = torch.empty((programs, 2 * columns), dtype=torch.float32, device=dx.device)
+    parts = torch.empty((programs, sums * columns), dtype=torch.float32, device=dx.device)
     block = next_power_of_2(columns)
     value_bytes = dy.element_size() + total.element_size() * (1 if dtotal is None else 2)
     chained = CHAIN and capability(dx.device)[0] >= 9
@@ -229,17 +251,18 @@ def launch_backward(
         added.stride(0),
         flat.stride(0),
         ADD=dtotal is not None,
+        SHIFTED=shifted,
         ROWS=launch.rows,
         BLOCK=block,
         STAGES=_stages(launch, launch.rows * block * value_bytes, dx.device),
         CHAINED=chained,
         num_warps=launch.warps,
     )
-    _add_parts[(cdiv(2 * columns, ADD_COLUMNS),)](
+    _add_parts[(cdiv(sums * columns, ADD_COLUMNS),)](
         parts,
         both,
         programs,
-        2 * columns,
+        sums * columns,
         ROWS=min(next_power_of_2(programs), ADD_VALUES // ADD_COLUMNS),
         BLOCK=ADD_COLUMNS,
         CHAINED=chained,
@@ -253,19 +276,19 @@ def launch_backward(
 
 
 def _backward_op(
-    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, stats: Tensor
+    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, stats: Tensor, shifted: bool
 ) -> tuple[Tensor, Tensor]:
-    return launch_backward(dy, dtotal, total, weight, stats)
+    return launch_backward(dy, dtotal, total, weight, stats, shifted)
 
 
 def _backward_fake(
-    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, stats: Tensor
+    dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, stats: Tensor, shifted: bool
 ) -> tuple[Tensor, Tensor]:
-    return total.new_empty(total.shape), weight.new_empty(2, *weight.shape)
+    return total.new_empty(total.shape), weight.new_empty(3 if shifted else 2, *weight.shape)
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    y, _, stats = launch_forward(x, None, weight, bias, eps)
+    y, _, stats = launch_forward(x, None, None, weight, bias, eps)
     return y, stats
 
 
@@ -284,18 +307,18 @@ def _norm_backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple[Tensor | None, 
     if dy is None:
         return None, None, None, None
     x, weight, stats = ctx.saved_tensors
-    dx, both = _gradients(dy, None, x, weight, stats)
+    dx, both = _gradients(dy, None, x, weight, stats, False)
     return dx, both[0], both[1], None
 
 
 def _add_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, shift: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return launch_forward(x, residual, weight, bias, eps)
+    return launch_forward(x, shift, residual, weight, bias, eps)
 
 
 def _add_norm_fake(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, shift: Tensor | None, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, stats = _norm_fake(x, weight, bias, eps)
     return y, residual.new_empty(residual.shape), stats
@@ -304,8 +327,8 @@ def _add_norm_fake(
 def _add_norm_setup(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2])
-    ctx.x_dtype = inputs[0].dtype
-    ctx.save_for_backward(output[1], inputs[2], output[2])
+    ctx.x_dtype, ctx.shifted = inputs[0].dtype, inputs[1] is not None
+    ctx.save_for_backward(output[1], inputs[3], output[2])
 
 
 def _add_norm_backward(
@@ -313,9 +336,13 @@ def _add_norm_backward(
 ) -> tuple[Tensor | None, ...]:
     total, weight, stats = ctx.saved_tensors
     if dy is None:  # only the sum was used
-        return (None,) * 5 if dtotal is None else (dtotal.to(ctx.x_dtype), dtotal, None, None, None)
-    gradient, both = _gradients(dy, dtotal, total, weight, stats)
-    return gradient.to(ctx.x_dtype), gradient, both[0], both[1], None
+        if dtotal is None:
+            return (None,) * 6
+        dshift = dtotal.flatten(0, -2).float().sum(0).to(weight.dtype) if ctx.shifted else None
+        return dtotal.to(ctx.x_dtype), dshift, dtotal, None, None, None
+    gradient, sums = _gradients(dy, dtotal, total, weight, stats, ctx.shifted)
+    dshift = sums[2] if ctx.shifted else None
+    return gradient.to(ctx.x_dtype), dshift, gradient, sums[0], sums[1], None
 
 
 _gradients = Operator("layer_norm_backward", _backward_op, _backward_fake)
@@ -327,10 +354,16 @@ _add_layer_norm = Operator("add_layer_norm", _add_norm, _add_norm_fake, _add_nor
 
 
 def reference(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same in plain PyTorch, in float32 (float64 stays float64), rounded where the kernel rounds."""
-    total = x if residual is None else (x + residual).to(residual.dtype)
+    wide_x = x if shift is None else x.to(torch.promote_types(x.dtype, torch.float32)) + shift
+    total = x if residual is None else (wide_x + residual).to(residual.dtype)
     wide = total if total.dtype == torch.float64 else total.float()
     centred = wide - wide.mean(-1, keepdim=True)
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
@@ -344,19 +377,22 @@ def layer_norm(
     bias: Float[Tensor, " columns"],
     eps: float = 1e-5,
     residual: Float[Tensor, "*leading columns"] | None = None,
+    shift: Float[Tensor, " columns"] | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """LayerNorm over the last axis of x, or of x + residual.
+    """LayerNorm over the last axis of x, or of x + residual, or of x + shift + residual.
 
     Returns:
-        y; with a residual, (y, x + residual). Gradients of both reach x, residual, weight and bias. The
+        y; with a residual, (y, the sum). Gradients of both reach x, residual, shift, weight and bias. The
         backward is bitwise repeatable: same inputs, same GPU model, same bits.
 
     Raises:
-        ValueError: weight or bias is not one value for each column, their dtypes differ, or residual's shape
-            is not x's.
+        ValueError: weight, bias or shift is not one value for each column, their dtypes differ, residual's
+            shape is not x's, or there is a shift without a residual.
         TypeError: a tensor of integers.
     """
-    for name, each in (("weight", weight), ("bias", bias)):
+    for name, each in (("weight", weight), ("bias", bias), ("shift", shift)):
+        if each is None:
+            continue
         if x.dim() == 0 or each.shape != x.shape[-1:]:
             raise ValueError(
                 f"{name} must have shape {tuple(x.shape[-1:])}, x's last axis, got {tuple(each.shape)}"
@@ -365,12 +401,14 @@ def layer_norm(
         raise ValueError(f"residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
     if weight.dtype != bias.dtype:
         raise ValueError(f"weight and bias must have one dtype, got {weight.dtype} and {bias.dtype}")
-    check_floating(x=x, weight=weight, bias=bias, residual=residual)
-    if not usable(x, weight, bias, residual) or x.shape[-1] > MAX_COLUMNS:
-        return reference(x, weight, bias, eps, residual)
+    if shift is not None and (residual is None or shift.dtype != weight.dtype):
+        raise ValueError(f"shift needs a residual, and weight's dtype, {weight.dtype}, got {shift.dtype}")
+    check_floating(x=x, weight=weight, bias=bias, residual=residual, shift=shift)
+    if not usable(x, weight, bias, residual, shift) or x.shape[-1] > MAX_COLUMNS:
+        return reference(x, weight, bias, eps, residual, shift)
     if residual is None:
         return _layer_norm(x, weight, bias, eps)[0]
-    y, total, _ = _add_layer_norm(x, residual, weight, bias, eps)
+    y, total, _ = _add_layer_norm(x, shift, residual, weight, bias, eps)
     return y, total
 
 

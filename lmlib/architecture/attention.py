@@ -118,8 +118,13 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def forward(
-        self, x: Float[Tensor, "B T D"], rotation: Rotation | None, cache: LayerCache | None
+        self,
+        x: Float[Tensor, "B T D"],
+        rotation: Rotation | None,
+        cache: LayerCache | None,
+        biased: bool = True,
     ) -> Float[Tensor, "B T D"]:
+        """``biased=False`` leaves the bias of the last layer for the caller to add."""
         q, k, v = self._project(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -128,4 +133,5 @@ class SelfAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v)
-        return self.o_proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
+        mixed = self.attend(q, k, v).transpose(1, 2).flatten(2)
+        return self.o_proj(mixed) if biased else F.linear(mixed, self.o_proj.weight)

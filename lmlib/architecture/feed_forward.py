@@ -50,13 +50,15 @@ class FeedForward(nn.Module):
         else:
             self.up_proj = nn.Linear(config.d_model, d_ff, bias=config.bias)
             self.act = ACTIVATIONS[config.mlp]
-        self.fused = kernel("gelu_mlp") if config.triton and config.mlp == "gelu" and not self.gated else None
+        plain_gelu = config.mlp == "gelu" and not self.gated
+        self.fused = kernel("gelu_mlp") if config.triton and plain_gelu else None
         self.down_proj = nn.Linear(d_ff, config.d_model, bias=config.bias)
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        if self.gated:
-            return self.down_proj(self.gate(*self.gate_up_proj(x).chunk(2, -1)))
+    def forward(self, x: Float[Tensor, "B T D"], biased: bool = True) -> Float[Tensor, "B T D"]:
+        """``biased=False`` leaves the bias of the last layer for the caller to add."""
+        down = self.down_proj
         if self.fused is not None:
-            up, down = self.up_proj, self.down_proj
-            return self.fused(x, up.weight, up.bias, down.weight, down.bias)
-        return self.down_proj(self.act(self.up_proj(x)))
+            bias = down.bias if biased else None
+            return self.fused(x, self.up_proj.weight, self.up_proj.bias, down.weight, bias)
+        h = self.gate(*self.gate_up_proj(x).chunk(2, -1)) if self.gated else self.act(self.up_proj(x))
+        return down(h) if biased else F.linear(h, down.weight)

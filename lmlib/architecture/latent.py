@@ -10,6 +10,7 @@ DeepSeek-V2, arXiv:2405.04434, section 2.1 and appendix C.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -50,8 +51,13 @@ class LatentAttention(nn.Module):
         self.rotate = kernel("rope") if config.triton else rotate_both
 
     def forward(
-        self, x: Float[Tensor, "B T D"], rotation: Rotation | None, cache: LayerCache | None
+        self,
+        x: Float[Tensor, "B T D"],
+        rotation: Rotation | None,
+        cache: LayerCache | None,
+        biased: bool = True,
     ) -> Float[Tensor, "B T D"]:
+        """``biased=False`` leaves the bias of the last layer for the caller to add."""
         m = self.sizes
         q = self.q_proj(x).unflatten(-1, (self.n_heads, -1))  # B T H K
         q_plain, q_turned = q.split((m.nope_head_dim, m.rope_head_dim), -1)
@@ -64,7 +70,8 @@ class LatentAttention(nn.Module):
         else:
             latent, k_turned = cache.update(latent[:, None], k_turned.transpose(1, 2))
             out = self._absorbed(q_plain, q_turned, latent, k_turned)
-        return self.o_proj(out.flatten(2))
+        mixed = out.flatten(2)
+        return self.o_proj(mixed) if biased else F.linear(mixed, self.o_proj.weight)
 
     def _expanded(self, q_plain: Tensor, q_turned: Tensor, latent: Tensor, k_turned: Tensor) -> Tensor:
         """Full keys and values of every head; returns (B, T, H, v_head_dim)."""

@@ -17,6 +17,9 @@ from lmlib.architecture.moe import MixtureOfExperts
 from lmlib.architecture.norms import make_norm
 from lmlib.architecture.positions import Rotary, Rotation, sinusoids
 
+Left = tuple[Tensor, Tensor | None]
+"""What a block leaves to be added to the residual stream: a branch (B, T, D), and its bias (D,) or None."""
+
 
 class Block(nn.Module):
     """Attention and feed-forward, each added to the residual stream, with norms where the config says."""
@@ -38,17 +41,15 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         *,
         chained: bool = False,
-        branch: Float[Tensor, "B T D"] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        left: Left | None = None,
+    ) -> Tensor | tuple[Tensor, Left]:
         """The residual stream after this block.
 
-        ``chained``, for pre-norm: ``branch`` is what the block before has left to be added to ``x``, and what
-        comes back is again the stream and a branch, so that each sum is one kernel with the norm after it.
+        ``chained``, for pre-norm: ``left`` is what the block before has left to be added to ``x``, and what
+        comes back is again the stream and something left, so that sums are one kernel with the norm after.
         """
         if chained:
-            h, x = (self.attention_norm(x), x) if branch is None else self.attention_norm.after_sum(branch, x)
-            h, x = self.mlp_norm.after_sum(self.attention(h, rotation, cache), x)
-            return x, self.mlp(h)
+            return self._chained(x, left, rotation, cache)
         match self.norm_position:
             case "pre":
                 h, x = self.mlp_norm.after_sum(self.attention(self.attention_norm(x), rotation, cache), x)
@@ -65,6 +66,20 @@ class Block(nn.Module):
             case _:
                 x = x + self.attention(x, rotation, cache)
                 return x + self.mlp(x)
+
+    def _chained(
+        self, x: Tensor, left: Left | None, rotation: Rotation | None, cache: LayerCache | None
+    ) -> tuple[Tensor, Left]:
+        h, x = (
+            (self.attention_norm(x), x)
+            if left is None
+            else self.attention_norm.after_sum(left[0], x, left[1])
+        )
+        branch = self.attention(h, rotation, cache, biased=False)
+        h, x = self.mlp_norm.after_sum(branch, x, self.attention.o_proj.bias)
+        if isinstance(self.mlp, FeedForward):
+            return x, (self.mlp(h, biased=False), self.mlp.down_proj.bias)
+        return x, (self.mlp(h), None)
 
 
 class TransformerLM(nn.Module):
@@ -126,15 +141,15 @@ class TransformerLM(nn.Module):
         x = self._embed(tokens, positions)
         rotation = None if self.rotary is None else self.rotary(positions)
         layers = [None] * len(self.blocks) if cache is None else cache.layers
-        branch = None
+        left = None
         for block, layer in zip(self.blocks, layers, strict=True):
             if self.chained:
-                x, branch = block(x, rotation, layer, chained=True, branch=branch)
+                x, left = block(x, rotation, layer, chained=True, left=left)
             else:
                 x = block(x, rotation, layer)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return self.norm(x) if branch is None else self.norm.after_sum(branch, x)[0]
+        return self.norm(x) if left is None else self.norm.after_sum(left[0], x, left[1])[0]
 
     def logits(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
         """The head: one product, then ``logit_scale`` and the soft-cap where there are any."""

@@ -35,8 +35,10 @@ class RMSNorm(nn.Module):
         h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
         return (h * self.weight).to(x.dtype)
 
-    def after_sum(self, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of ``x + branch``, and that sum, in one kernel where there is one."""
+    def after_sum(self, branch: Tensor, x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The norm of ``x + branch + shift``, and that sum, in one kernel where there is one."""
+        if shift is not None:
+            branch = branch + shift.to(branch.dtype)
         if self.fused is not None:
             return self.fused(branch, self.weight, self.eps, residual=x)
         x = x + branch
@@ -64,11 +66,11 @@ class LayerNorm(nn.Module):
         h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
         return (h * self.weight + self.bias).to(x.dtype)
 
-    def after_sum(self, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of ``x + branch``, and that sum, in one kernel where there is one."""
+    def after_sum(self, branch: Tensor, x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The norm of ``x + branch + shift``, and that sum, in one kernel where there is one."""
         if self.fused is not None:
-            return self.fused(branch, self.weight, self.bias, self.eps, residual=x)
-        x = x + branch
+            return self.fused(branch, self.weight, self.bias, self.eps, residual=x, shift=shift)
+        x = x + (branch if shift is None else branch + shift.to(branch.dtype))
         return self(x), x
 
 

@@ -141,6 +141,7 @@ class Sharded(Together):
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world_size,))
+        model.chained = False  # type: ignore[assignment]  # a block's bias is cut up again when it has run
         for block in model.blocks:  # type: ignore[union-attr]
             fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard)
         fully_shard(module, mesh=mesh, reshard_after_forward=False)

@@ -40,8 +40,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | No
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Any:
+    if shift is not None:
+        x = x + shift
     CALLS["layer_norm with residual" if residual is not None else "layer_norm"] += 1
     total = x if residual is None else x + residual
     out = F.layer_norm(total, weight.shape, weight, bias, eps)

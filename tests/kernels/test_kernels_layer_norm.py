@@ -186,14 +186,43 @@ def test_backward_is_bitwise_repeatable(device: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
 
 
+@pytest.mark.parametrize("rows", [1, 21])
+def test_a_shift_is_added_and_gets_its_gradient(device: str, rows: int) -> None:
+    """Of norm and sum together, and of the sum alone; float64 adds all three."""
+    x, residual = draw((rows, 48), torch.bfloat16, device, 2)
+    weight, bias, shift = torch.randn(3, 48, device=device).bfloat16()
+    upstream = torch.randn(2, rows, 48, device=device).bfloat16()
+    for outputs in ((0, 1), (1,)):
+        found = [each.clone().requires_grad_() for each in (x, weight, bias, residual, shift)]
+        exact = [each.double().requires_grad_() for each in (x, weight, bias, residual, shift)]
+        for function, leaves in ((layer_norm, found), (module.reference, exact)):
+            x_, weight_, bias_, residual_, shift_ = leaves
+            results = function(x_, weight_, bias_, 1e-5, residual_, shift_)
+            sent = [upstream[place].to(results[place].dtype) for place in outputs]
+            torch.autograd.backward([results[place] for place in outputs], sent)
+        for a, b in zip(found, exact, strict=True):
+            if b.grad is not None:
+                assert a.grad is not None
+                assert (a.grad.double() - b.grad).norm() <= 0.02 * b.grad.norm()
+        assert found[4].grad is not None
+
+
+def test_a_shift_without_a_residual_is_refused(device: str) -> None:
+    x = torch.randn(3, 8, device=device)
+    with pytest.raises(ValueError, match="shift needs a residual"):
+        layer_norm(x, x[0], x[0], shift=x[0])
+    with pytest.raises(ValueError, match=r"shift must have shape \(8,\)"):
+        layer_norm(x, x[0], x[0], residual=x, shift=x[0, :4])
+
+
 def test_every_launch_gives_the_same(device: str) -> None:
     """Tiles of several rows, few programs, several stages: the same numbers but for the order of sums."""
     x, dy = draw((21, 48), torch.float32, device, 2)
     weight, bias = torch.randn(2, 48, device=device)
-    _, _, stats = module.launch_forward(x, None, weight, bias, 1e-6)
-    gradients = module.launch_backward(dy, None, x, weight, stats)
+    _, _, stats = module.launch_forward(x, None, None, weight, bias, 1e-6)
+    gradients = module.launch_backward(dy, None, x, weight, stats, False)
     for launch in (module.Launch(1, 1), module.Launch(4, 2, 1, 3), module.Launch(8, 4, 2, 2)):
-        again = module.launch_backward(dy, None, x, weight, stats, launch)
+        again = module.launch_backward(dy, None, x, weight, stats, False, launch)
         for a, b in zip(again, gradients, strict=True):
             assert torch.allclose(a, b, atol=1e-5)
 
@@ -219,11 +248,12 @@ def test_operators_keep_pytorchs_rules(device: str) -> None:
     weight, bias = (torch.randn(32, device=device, requires_grad=True) for _ in range(2))
     operators = torch.ops.lmlib
     torch.library.opcheck(operators.layer_norm.default, (x, weight, bias, 1e-6))
-    torch.library.opcheck(operators.add_layer_norm.default, (x, residual, weight, bias, 1e-6))
+    torch.library.opcheck(operators.add_layer_norm.default, (x, bias, residual, weight, bias, 1e-6))
+    torch.library.opcheck(operators.add_layer_norm.default, (x, None, residual, weight, bias, 1e-6))
     stats = operators.layer_norm(x, weight, bias, 1e-6)[1]
     plain = (x.detach(), residual.detach(), weight.detach(), stats)
-    torch.library.opcheck(operators.layer_norm_backward.default, (plain[0], None, *plain[1:]))
-    torch.library.opcheck(operators.layer_norm_backward.default, (plain[0], *plain))
+    torch.library.opcheck(operators.layer_norm_backward.default, (plain[0], None, *plain[1:], True))
+    torch.library.opcheck(operators.layer_norm_backward.default, (plain[0], *plain, False))
 
 
 @pytest.mark.gpu
