@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlib.book import records
-from lmlib.book.records import Record, Samples, parse
+from lmlib.book.records import Record, RecordError, Samples, parse
 
 OURS = "ours"
 MEMORY = "memory"
@@ -114,6 +114,8 @@ class KernelRecord:
 
     record: Record
     cases: tuple[Case, ...]
+    later: tuple[Record, ...] = ()
+    """Records of the same device that `together` added."""
 
     @property
     def kernels(self) -> list[str]:
@@ -149,6 +151,25 @@ def newest(name: str = "kernels", folder: Path | None = None) -> KernelRecord | 
         made = records.record(path.parent.name, name, folder)
         found.append((made.date, made))
     return opened(max(found, key=lambda pair: pair[0])[1]) if found else None
+
+
+def together(first: KernelRecord, later: Record) -> KernelRecord:
+    """Cases of both: where both have one, that of `later`; what only `later` has follows at the end.
+
+    Each case keeps the rates of its own record.
+
+    Raises:
+        RecordError: records of two devices, or `later` is of an earlier date.
+    """
+    if later.device != first.record.device or later.date < first.record.date:
+        raise RecordError(f"the {later.where} cannot complete the {first.record.where}")
+
+    def key(case: Case) -> tuple[Any, ...]:
+        return case.kernel, tuple(case.sizes.items()), case.dtype
+
+    added = {key(case): case for case in _cases(later)}
+    cases = [added.pop(key(case), case) for case in first.cases]
+    return KernelRecord(first.record, (*cases, *added.values()), (*first.later, later))
 
 
 def read(path: Path) -> KernelRecord:

@@ -8,7 +8,7 @@ import pytest
 from kernels.bench.case import Bench, Shape, Work
 from kernels.bench.measure import Case as Measured
 from kernels.bench.report import record, write
-from lmlib.book.kernel_record import KernelRecord, axis_of, newest, panels, read
+from lmlib.book.kernel_record import KernelRecord, axis_of, newest, panels, read, together
 from lmlib.book.records import RecordError
 
 PEER = "eager, unfused"  # a comma in a name must not be taken for the one before the phase
@@ -137,3 +137,33 @@ def test_the_latest_of_two_is_taken(opened: KernelRecord, tmp_path: Path) -> Non
     assert found is not None
     assert found.record.date == "2026-03-01"
     assert found.cases[0].rate == 1e9
+
+
+def test_a_later_record_holds_where_both_have_a_case(opened: KernelRecord, tmp_path: Path) -> None:
+    later = [_measured(16, 128, 2e-3, 4e-3), _measured(64, 512, 3e-3, 9e-3)]
+    path = tmp_path / "later.json"
+    write(record(later, {**MACHINE, "date": "2026-02-01"}, {"copy bandwidth": [5e9]}, 1.0), path)
+    both = together(opened, read(path).record)
+    assert len(both.cases) == len(opened.cases) + 1
+    assert [case.sizes for case in both.cases[:-1]] == [case.sizes for case in opened.cases]
+    replaced, kept, new = (
+        both.case("norm", rows=16, columns=128),
+        both.case("norm", rows=16, columns=64),
+        both.cases[-1],
+    )
+    assert replaced is not None
+    assert kept is not None
+    assert (replaced.seconds("ours", "forward"), replaced.rate) == (2e-3, 5e9)
+    assert (kept.seconds("ours", "forward"), kept.rate) == (1e-3, 1e9)
+    assert (new.sizes["columns"], new.seconds("ours", "forward")) == (512, 3e-3)
+    assert (both.record, [each.date for each in both.later]) == (opened.record, ["2026-02-01"])
+
+
+@pytest.mark.parametrize("other", [{"device": "another"}, {"date": "2025-12-31"}])
+def test_records_of_two_devices_or_in_the_wrong_order_are_not_mixed(
+    opened: KernelRecord, tmp_path: Path, other: dict[str, str]
+) -> None:
+    path = tmp_path / "other.json"
+    write(record([_measured(4, 64, 1e-3, 2e-3)], {**MACHINE, **other}, {}, 1.0), path)
+    with pytest.raises(RecordError, match="cannot complete"):
+        together(opened, read(path).record)
