@@ -69,14 +69,15 @@ def _leaderboard(arguments: Sequence[str]) -> int:
     parser.add_argument("--describe-data", help="what the data is, in a sentence")
     _common(parser)
     chosen = parser.parse_args(arguments)
-    from lmlib.training.leaderboard import compete, write_entry
+    from lmlib.training.leaderboard import compete, read_for_budget, write_entry
 
-    config = read(chosen.config, chosen.set)
+    seconds = None if chosen.minutes is None else 60 * chosen.minutes
+    config = read_for_budget(chosen.config, chosen.set, seconds=seconds, flops=chosen.flops)
     out = chosen.out or Path("runs") / f"{config.name}-leaderboard"
     entry = compete(
         config,
         out,
-        seconds=None if chosen.minutes is None else 60 * chosen.minutes,
+        seconds=seconds,
         flops=chosen.flops,
         title=chosen.title,
         describe=chosen.describe_data,

@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from lmlib.architecture import ModelConfig, TransformerLM
 from lmlib.resources.units import ArgumentError, check_number
 from lmlib.tokenization.storage import write_text
 from lmlib.training.checkpoint import CheckpointFolder
-from lmlib.training.config import RunConfig
+from lmlib.training.config import RunConfig, apply, read_values
 from lmlib.training.dataset import TokenData
 from lmlib.training.evaluate import evaluate
 from lmlib.training.logs import JsonLines, Progress, read_lines
@@ -41,6 +41,41 @@ FORMAT, VERSION = "lmlib-leaderboard", 1
 CONTEXT = 512  # tokens, of the evaluation
 TOLERANCE = 0.003  # nats a token between machines, of bf16 products; fp32 on the same machine agrees to 1e-5
 _DEFAULT_DATA = "stories of the micro-world, generated"
+
+
+def read_for_budget(
+    source: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    seconds: float | None = None,
+    flops: float | None = None,
+) -> RunConfig:
+    """A configuration from a file or a preset's name, which needs no limit of its own: the budget is one.
+
+    Limits that the file has are checked like any setting; ``compete`` lets them give way to the budget.
+
+    Raises:
+        ArgumentError: for anything that ``lmlib.training.config.read`` refuses, or an impossible budget.
+    """
+    _check_budget(seconds, flops)
+    values = read_values(os.fspath(source))
+    for each in overrides:
+        apply(values, each)
+    trainer = values.setdefault("trainer", {})
+    if isinstance(trainer, dict):  # anything else is refused below
+        trainer |= (
+            {"max_seconds": seconds, "schedule_by": "budget"} if flops is None else {"max_flops": flops}
+        )
+    return RunConfig.from_dict(values)
+
+
+def _check_budget(seconds: float | None, flops: float | None) -> None:
+    if (seconds is None) == (flops is None):
+        raise ArgumentError("seconds", "or flops must be given, one of them")
+    if seconds is not None:
+        check_number("minutes", seconds / 60, 1e-9, 1e9)
+    if flops is not None:
+        check_number("flops", flops, 1, 1e40)
 
 
 def compete(
@@ -66,12 +101,7 @@ def compete(
             before training has begun.
     """
     started = time.monotonic() if started is None else started
-    if (seconds is None) == (flops is None):
-        raise ArgumentError("seconds", "or flops must be given, one of them")
-    if seconds is not None:
-        check_number("minutes", seconds / 60, 1e-9, 1e9)
-    if flops is not None:
-        check_number("flops", flops, 1, 1e40)
+    _check_budget(seconds, flops)
     if config.model_config().context_length < CONTEXT:
         raise ArgumentError(
             "model.context_length",

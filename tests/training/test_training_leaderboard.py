@@ -9,9 +9,19 @@ from typing import Any
 import pytest
 
 from lmlib.resources.units import ArgumentError
+from lmlib.training.__main__ import main
 from lmlib.training.checkpoint import CheckpointError
 from lmlib.training.config import read
-from lmlib.training.leaderboard import compete, digest, read_entry, sign, verify, write_entry
+from lmlib.training.leaderboard import (
+    compete,
+    digest,
+    read_entry,
+    read_for_budget,
+    sign,
+    verify,
+    write_entry,
+)
+from lmlib.training.settings import LIMITS
 
 SMALL = [
     "data.train_bytes=60000",
@@ -24,6 +34,9 @@ SMALL = [
     "trainer.batch_size=4",
     "trainer.context_length=32",
 ]
+
+
+ONLY_MODEL = [*SMALL, "model.context_length=512"]  # beside the limits, for a file that holds nothing else
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +103,49 @@ def test_refuses_a_context_below_that_of_the_evaluation(tmp_path: Path) -> None:
         compete(replace(config, model={**config.model, "context_length": 256}), tmp_path, flops=1e8)
     with pytest.raises(ArgumentError, match="seconds: or flops"):
         compete(config, tmp_path)
+
+
+@pytest.mark.parametrize(("flag", "budget"), [("--flops", 5e8), ("--minutes", 0.05)])
+@pytest.mark.parametrize("limit", ["", "max_steps = 1", "max_seconds = 0.001"])
+def test_the_budget_is_the_limit_whatever_the_file_says(
+    made: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    budget: float,
+    limit: str,
+) -> None:
+    """A file without a limit is taken, and one that would end after a step or a millisecond gives way."""
+    lines = ["[trainer]", limit, 'device = "cpu"', 'schedule_by = "budget"' if "seconds" in limit else ""]
+    (tmp_path / "mine.toml").write_text("\n".join(lines), encoding="utf-8")
+    command = ["leaderboard", flag, str(budget), "--config", str(tmp_path / "mine.toml")]
+    command += ["--out", str(tmp_path / "out"), "--data", str(made[0] / "data")]
+    monkeypatch.setattr("lmlib.training.__main__._STARTED", time.monotonic())  # not the tests' own start
+    assert main([*command, *(part for each in ONLY_MODEL for part in ("--set", each))]) == 0
+    entry = read_entry(tmp_path / "out" / "entry.json")
+    limits = {name: entry["config"]["trainer"][name] for name in LIMITS}
+    if flag == "--flops":
+        assert limits == dict.fromkeys(LIMITS) | {"max_flops": budget}
+        assert budget <= entry["flops"] < budget + entry["flops"] / entry["steps"] * 1.001
+    else:
+        assert entry["seconds"] >= 60 * budget > entry["start_seconds"]
+        assert {name for name in LIMITS if limits[name] is not None} == {"max_seconds"}
+        assert entry["config"]["trainer"]["schedule_by"] == "budget"
+    assert entry["steps"] > 1
+
+
+def test_a_budget_hides_no_mistake_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    for text, message in (
+        ("[trainer]\nmax_steps = -3", r"trainer\.max_steps: must be"),
+        ("[trainer]\nmax_step = 3", r"trainer\.max_step: is not a setting"),
+        ("trainer = 3", "trainer: is a section"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ArgumentError, match=message):
+            read_for_budget(path, ONLY_MODEL[:2], seconds=60.0)
+    with pytest.raises(ArgumentError, match="minutes: must be from"):
+        read_for_budget(path, seconds=-60.0)
 
 
 @pytest.mark.parametrize(
