@@ -168,7 +168,7 @@ def backward_launch(rows: int, columns: int, device: torch.device, shifted: bool
         return Launch(tile, warps=16 if block == 8192 else 32, per_sm=1)
     if block >= 2048:
         return Launch(tile, warps=8, per_sm=1, stages=3)
-    # Four tiles ahead, by four warps: of narrow rows on a Hopper GPU a third faster than three, or than eight.
+    # Four tiles ahead, by four warps: on a Hopper GPU a third faster than three ahead, or than eight warps.
     if shifted:
         return Launch(_tile(2048, block, rows, device), warps=4, per_sm=3, stages=4)
     return Launch(tile, warps=4, per_sm=2, stages=4)
