@@ -59,6 +59,21 @@ BROKEN = {
         "return None if found is None else 2 / found",
         "kernels/aim-loss-time",
     ),
+    "records of which the later one is not read": (
+        "bench = together(bench, gpt2_block.record)",
+        "pass",
+        "kernels/aims-measured",
+    ),
+    "a model of memory that forgets attention's kept results": (
+        'abs(each["peak_bytes"] / each["predicted"]["bytes"] - 1)',
+        'abs(each["peak_bytes"] / each["predicted"]["terms"]["calculator"] - 1)',
+        "kernels/large-memory",
+    ),
+    "a step held against the plain program's time, not its speed": (
+        'return made[f"{runner}: speed"].median / plain_speed(made)',
+        'return plain_speed(made) / made[f"{runner}: speed"].median',
+        "kernels/step-h100",
+    ),
     "tiles numbered row after row": (
         "first = pid // (group * side) * group",
         "group = 1\n        first = pid // (group * side) * group",
@@ -67,7 +82,10 @@ BROKEN = {
 }
 
 # Claims of many names are made in one cell, which another one names in full.
-MADE_WITH = {"kernels/aim-loss-time": "kernels/aims-measured"}
+MADE_WITH = {
+    "kernels/aim-loss-time": "kernels/aims-measured",
+    "kernels/step-h100": "kernels/block-saves",
+}
 
 
 @pytest.mark.notebook
