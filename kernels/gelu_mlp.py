@@ -69,13 +69,16 @@ def _gelu_backward_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dpre = dh gelu'(pre) of STEPS tiles, and the sums of their columns."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    first = tl.program_id(1) * (ROWS * STEPS)
+    # One axis of programs, as only the first may be longer than 65,535.
+    across = tl.cdiv(columns, COLUMNS)
+    tile, group = tl.program_id(0) % across, (tl.program_id(0) // across).to(tl.int64)
+    column = tile * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    first = group * (ROWS * STEPS)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in tl.range(0, STEPS, num_stages=STAGES):
         row = first + step * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < rows) & (column < columns)
-        at = row.to(tl.int64) * columns + column
+        at = row * columns + column
         z = tl.load(PRE + at, mask=inside, other=0.0).to(tl.float32)
         dh = tl.load(DH + at, mask=inside, other=0.0).to(tl.float32)
         below, bell = _gelu_parts(z, PRECISE)
@@ -83,7 +86,7 @@ def _gelu_backward_kernel(
         tl.store(DPRE + at, dpre.to(DPRE.dtype.element_ty), mask=inside)
         sums += dpre
     total = tl.sum(sums, 0, keep_dims=True)
-    tl.store(PARTS + tl.program_id(1).to(tl.int64) * columns + column, total, mask=column < columns)
+    tl.store(PARTS + group * columns + column, total, mask=column < columns)
 
 
 @triton.jit
@@ -122,7 +125,7 @@ def launch_gelu_backward(dh: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = pre.shape
     dpre, sums = torch.empty_like(pre), torch.empty(columns, dtype=pre.dtype, device=pre.device)
     parts = torch.empty(cdiv(rows, ROWS * STEPS), columns, dtype=torch.float32, device=pre.device)
-    _gelu_backward_kernel[(cdiv(columns, COLUMNS), len(parts))](
+    _gelu_backward_kernel[(cdiv(columns, COLUMNS) * len(parts),)](
         dh, pre, dpre, parts, rows, columns,
         PRECISE=pre.dtype == torch.float32, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS, STAGES=STAGES,
         num_warps=WARPS,

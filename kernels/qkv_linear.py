@@ -36,13 +36,13 @@ def _copy_part(
     column = tile * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in tl.range(0, STEPS):
-        row = (group * STEPS + step) * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)
+        row = (group * STEPS + step) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < rows) & (column < width)
         values = tl.load(PART + row * stride + column, mask=inside, other=0.0)
         tl.store(OUT + row * columns + first + column, values, mask=inside)
         sums += values.to(tl.float32)
     total = tl.sum(sums, 0, keep_dims=True)
-    tl.store(PARTS + group.to(tl.int64) * columns + first + column, total, mask=column < width)
+    tl.store(PARTS + group * columns + first + column, total, mask=column < width)
 
 
 @triton.jit
@@ -52,7 +52,9 @@ def _pack_kernel(
 ):  # fmt: skip
     columns = q_width + k_width + v_width
     q_tiles, k_tiles = tl.cdiv(q_width, COLUMNS), tl.cdiv(k_width, COLUMNS)
-    tile, group = tl.program_id(0), tl.program_id(1)
+    # One axis of programs, as only the first may be longer than 65,535.
+    across = q_tiles + k_tiles + tl.cdiv(v_width, COLUMNS)
+    tile, group = tl.program_id(0) % across, (tl.program_id(0) // across).to(tl.int64)
     # fmt: off
     if tile < q_tiles:
         _copy_part(DQ, q_stride, q_width, OUT, PARTS, rows, columns, 0, tile, group, ROWS, COLUMNS, STEPS)
@@ -73,7 +75,7 @@ def launch_pack(dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
     if not packed.numel():
         return packed, sums.zero_()
     partial = torch.empty(cdiv(rows, ROWS * STEPS), sum(widths), dtype=torch.float32, device=dq.device)
-    _pack_kernel[(sum(cdiv(width, COLUMNS) for width in widths), len(partial))](
+    _pack_kernel[(sum(cdiv(width, COLUMNS) for width in widths) * len(partial),)](
         *(each for part in parts for each in (part, part.stride(0), part.shape[1])),
         packed, partial, rows, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS,
     )  # fmt: skip
