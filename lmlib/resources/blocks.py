@@ -215,6 +215,7 @@ def _core(
 def _flash(
     build: Builder, a: Attention | LatentAttention, q: Tensor, k: Tensor, v: Tensor, mixed: str
 ) -> Tensor:
+    (q, k), casts = _narrow(build, q, k)
     heads_first = _heads_first(build, a)
     out = build.tensor(f"attention output{' by head' if heads_first else ''}", build.compute, mixed)
     sums = build.tensor("log of softmax sums", 4, "tokens * n_heads")
@@ -236,7 +237,7 @@ def _flash(
             (q, k, v),
             (out, sums),
             (q, k, v, out, sums),
-            frees=(sums,),
+            frees=(sums, *casts),
             backward_scratch=scratch,
         )
     )
@@ -263,6 +264,12 @@ def _heads_first(build: Builder, a: Attention | LatentAttention) -> bool:
     )
 
 
+def _narrow(build: Builder, *wide: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What an attention product reads, and those of it that were cast for it: the caller frees them."""
+    read = tuple(build.narrow(x, "attention") for x in wide)
+    return tuple(x for x, _ in read), tuple(x for x, cast in read if cast)
+
+
 def _repeat(build: Builder, a: Attention, name: str, x: Tensor, width: int) -> Tensor:
     """Keys or values for every query head, contiguous."""
     out = build.tensor(f"{name}, each query head", width, QUERIES)
@@ -272,21 +279,23 @@ def _repeat(build: Builder, a: Attention, name: str, x: Tensor, width: int) -> T
 def _eager(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     c, cpu = build.compute, build.profile.device == "cpu"
     queries = build.unary(
-        "queries: contiguous", q, build.tensor("queries, contiguous", c, QUERIES), passes=True
+        "queries: contiguous", q, build.tensor("queries, contiguous", build.width(q), QUERIES), passes=True
     )
-    keys, values = _repeat(build, a, "keys", k, c), _repeat(build, a, "values", v, c)
+    keys, values = _repeat(build, a, "keys", k, build.width(k)), _repeat(build, a, "values", v, c)
+    build.wide |= {out for x, out in ((q, queries), (k, keys)) if x in build.wide}
+    read, casts = _narrow(build, queries, keys)
     scores = build.tensor("scores", c, PAIRS)
-    build.op(Op("scores", (queries, keys), (scores,), (queries, keys)))
+    build.op(Op("scores", read, (scores,), read, frees=casts))
     scaled = build.unary("scaled scores", scores, build.tensor("scaled scores", c, PAIRS))
     build.free(scores)
     # Python refers to the scaled scores until the softmax has returned, and to the masked ones during it.
     masked = build.unary("masked scores", scaled, build.tensor("masked scores", c, PAIRS))
-    read, going = masked, [masked]
+    logits, going = masked, [masked]
     if c == 2 and cpu:  # CUDA's softmax reads bf16 and writes fp32 in one kernel
-        read = build.unary("scores: cast", masked, build.tensor("scores in fp32", 4, PAIRS))
-        going.append(read)
+        logits = build.unary("scores: cast", masked, build.tensor("scores in fp32", 4, PAIRS))
+        going.append(logits)
     probabilities = build.tensor("attention probabilities", 4, PAIRS)
-    build.unary("softmax", read, probabilities, (probabilities,))
+    build.unary("softmax", logits, probabilities, (probabilities,))
     build.free(*going)
     if c == 4:
         build.free(scaled)
@@ -307,6 +316,7 @@ def _eager(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Ten
 def _math(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's reference kernel: everything in fp32 (aten/native/transformers/attention.cpp)."""
     c = build.compute
+    (q, k), casts = _narrow(build, q, k)  # autocast hands the kernel all three in 16 bits
     wide: list[Tensor] = []
     for name, x, elements in (("queries", q, QUERIES), ("keys", k, KEYS), ("values", v, KEYS)):
         wide.append(
@@ -337,7 +347,7 @@ def _math(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tens
             mixed,
             build.unary("output: cast", mixed, build.tensor("attention output by head", c, QUERIES)),
         )
-        build.free(before)
+        build.free(before, *casts)
     out = build.unary("heads side by side", mixed, build.tensor("attention output", c, QUERIES))
     build.free(mixed)
     return out

@@ -46,9 +46,9 @@ class Profile:
         recompute: ``none``; ``core``: attention without its projections is computed again in the
             backward pass; ``core_act``: that, and the activation of the feed-forward block; ``full``:
             every layer, of which only the input is kept (Korthikanti et al. 2022, arXiv:2205.05198).
-            ``torch.utils.checkpoint`` with ``use_reentrant=False`` is meant. Not modelled: under ``autocast``
-            a ``manual`` norm of queries and keys hands them on in fp32, and ``core`` and ``core_act`` keep
-            them so; the ledger counts 16 bits.
+            ``torch.utils.checkpoint`` with ``use_reentrant=False`` is meant. Under ``autocast`` a
+            ``manual`` norm of queries and keys hands them on in fp32, and ``core`` and ``core_act`` keep
+            them so; elsewhere only the 16-bit copies that the products read are kept.
         device: ``cuda`` has one-byte dropout masks, statistics of LayerNorm in fp32, the scratch space of
             its kernels, and PyTorch's caching allocator: every request is rounded up to 512 bytes. What is
             not modelled is the rest of up to 1 MiB that it leaves on a block instead of splitting it off;

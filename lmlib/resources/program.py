@@ -97,6 +97,10 @@ class Builder:
             keeps_copy=not bias,
         )
 
+    def width(self, x: Tensor) -> int:
+        """Bytes of a value between the products: as the products make it, or as a norm widened it."""
+        return 4 if x in self.wide else self.compute
+
     def narrow(self, x: Tensor, name: str) -> tuple[Tensor, bool]:
         """What a product reads: under autocast a cast copy of an fp32 tensor, made anew for each product."""
         if x not in self.wide:
@@ -127,6 +131,7 @@ class Builder:
             out = self._fused_norm(name, x, width, elements, rows)
         else:
             out = self._plain_norm(name, x, width, elements, rows)
+            width = max(width, self._weighted_width(width))
         if self.profile.autocast and width == 4:
             self.wide.add(out)
         return out
@@ -150,6 +155,10 @@ class Builder:
             Op(name, (x,), (out, mean, scale), (x, mean, scale), self._norm_parameters(name), (mean, scale))
         )
         return out
+
+    def _weighted_width(self, width: int) -> int:
+        """Bytes of a value of the written-out norm's output: its weight is fp32 under autocast, so is it."""
+        return 4 if self.profile.autocast and self.profile.norm == "manual" else width
 
     def _plain_norm(self, name: str, x: Tensor, width: int, elements: str, rows: str) -> Tensor:
         """x / sqrt(mean(x^2)) * weight op by op; the product with the weight in fp32 if ``composite``."""
@@ -182,9 +191,11 @@ class Builder:
         if narrow and not composite:
             cast = self.tensor(f"{name} normalised, narrow", 2, elements)
             normal = self._then_free(normal, self.unary(f"{name}: narrow", normal, cast))
-        inner = 4 if composite else width
+        inner = 4 if composite else self._weighted_width(width)
         weighted = self.tensor(f"{name} output", inner, elements)
-        summand = self.tensor("product of gradient and normalised", inner, elements)
+        # Where only the output is wide, autograd narrows the input's gradient after the weight's is summed.
+        late = 2 if narrow and not composite and inner == 4 else 0
+        summand = self.tensor("product of gradient and normalised", inner + late, elements)
         self.op(
             Op(
                 f"{name}: weight",
@@ -209,6 +220,7 @@ class Builder:
         """Dropout, which keeps its mask; without it, ``x`` itself."""
         if not self.profile.dropout:
             return x
+        width = max(width, self.width(x))
         out = self.tensor(f"{name} output", width, elements)
         mask = self.tensor(f"{name} mask", self.profile.mask_bytes(width), elements)
         self.op(Op(name, (x,), (out, mask), (mask,), frees=(mask, x)))
@@ -216,8 +228,11 @@ class Builder:
 
     def rotate(self, name: str, x: Tensor, elements: str) -> Tensor:
         """Rotary position embedding, x cos + rotate_half(x) sin: keeps nothing, needs room."""
-        out = self.tensor(f"{name}, rotated", self.compute, elements)
-        two = self.tensor("x cos and rotated halves", 2 * self.compute, elements)
-        half = self.tensor("gradients of the halves", self.compute * 3 // 2, elements)
+        width = self.width(x)
+        out = self.tensor(f"{name}, rotated", width, elements)
+        two = self.tensor("x cos and rotated halves", 2 * width, elements)
+        half = self.tensor("gradients of the halves", width * 3 // 2, elements)
         self.op(Op(f"{name}: rotate", (x,), (out,), scratch=(two,), backward_scratch=(half,)))
+        if x in self.wide:
+            self.wide.add(out)
         return out
