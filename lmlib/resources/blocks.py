@@ -252,14 +252,14 @@ def _flash(
 def _heads_first(build: Builder, a: Attention | LatentAttention) -> bool:
     """Whether heads come before tokens in the queries' memory, so that the output has to be copied.
 
-    A fused RMSNorm writes its output contiguous, and flash attention gives its output the queries'
-    layout. Every other way leaves queries as the projection wrote them, token by token.
+    A fused RMSNorm and ``F.rms_norm`` write their output contiguous, and flash attention gives its output
+    the queries' layout. Every other way leaves queries as the projection wrote them, token by token.
     """
     profile = build.profile
     return (
         isinstance(a, Attention)
         and a.qk_norm == "head"
-        and profile.norm == "fused"
+        and profile.norm != "manual"
         and build.model.norm != "layernorm"
     )
 
@@ -271,15 +271,20 @@ def _narrow(build: Builder, *wide: Tensor) -> tuple[tuple[Tensor, ...], tuple[Te
 
 
 def _repeat(build: Builder, a: Attention, name: str, x: Tensor, width: int) -> Tensor:
-    """Keys or values for every query head, contiguous."""
-    out = build.tensor(f"{name}, each query head", width, QUERIES)
+    """Keys or values for every query head, contiguous: ``x`` itself where it is that already."""
+    there = a.n_kv_heads == a.n_heads and name == "keys" and _heads_first(build, a)
+    out = build.tensor(f"{name}, each query head", width, QUERIES, x if there else None)
     return build.unary(f"{name}: repeat", x, out, passes=a.n_kv_heads == a.n_heads)
 
 
 def _eager(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     c, cpu = build.compute, build.profile.device == "cpu"
+    # What is contiguous already is not copied; autograd and Python refer to the same storage once more.
     queries = build.unary(
-        "queries: contiguous", q, build.tensor("queries, contiguous", build.width(q), QUERIES), passes=True
+        "queries: contiguous",
+        q,
+        build.tensor("queries, contiguous", build.width(q), QUERIES, q if _heads_first(build, a) else None),
+        passes=True,
     )
     keys, values = _repeat(build, a, "keys", k, build.width(k)), _repeat(build, a, "values", v, c)
     build.wide |= {out for x, out in ((q, queries), (k, keys)) if x in build.wide}

@@ -120,6 +120,7 @@ def _with(attention, mlp=LLAMA.layers[0].mlp, vocab=1000):
 OTHERS = {
     "norms of queries and keys": _with(Attention(4, 2, 16, qk_norm="head")),
     "the same, wide heads": _with(Attention(4, 1, 32, qk_norm="head")),
+    "the same, a small vocabulary": _with(Attention(4, 2, 16, qk_norm="head"), vocab=50),
     "relu and biases": _with(
         Attention(4, 2, 16, qkv_bias=True), MLP(256, gated=False, bias=True, activation="relu")
     ),
@@ -140,6 +141,19 @@ OTHERS = {
 def test_other_models(name, dtype, norm, attention, recompute):
     profile = Profile(precision=dtype, norm=norm, attention=attention, recompute=recompute, device="cpu")
     _compare(OTHERS[name], profile, BATCH, LENGTH)
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+@pytest.mark.parametrize("attention", ["flash", "eager"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("heads", [2, 4])
+def test_composite_norms_of_queries_and_keys(heads, dtype, attention, recompute):
+    """They come out contiguous: with a key head for each query head, nothing is copied before attention."""
+    model = _with(Attention(4, heads, 16, qk_norm="head"), vocab=50)
+    profile = Profile(
+        precision=dtype, norm="composite", attention=attention, recompute=recompute, device="cpu"
+    )
+    _compare(model, profile, BATCH, LENGTH)
 
 
 ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
