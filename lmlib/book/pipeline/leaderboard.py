@@ -19,6 +19,7 @@ _PAGE = """\
 The lowest validation loss within a budget. The clock starts with the command, so that imports, tokenizing and
 compilation count; evaluation does not. Every entry is evaluated with a context of 512 tokens over the whole
 validation file. Losses compare within one class and one data set, and across tokenizers only per byte.
+*Start* is what went by before the first step, compilation apart; a short budget can lose half there.
 
 Take part: `python -m lmlib.training leaderboard --minutes 10` trains on the micro-world within ten minutes of
 CPU and writes an entry; `--flops` gives a budget that is the same for every machine;
@@ -65,7 +66,7 @@ def leaderboard_page(folder: Path, results: Path) -> str:
 def _section(name: str, entries: Sequence[dict[str, Any]]) -> str:
     """The entries of one class on one data set, which alone compare."""
     data = entries[0]["data"]
-    rows = [["Entry", "Nats/token", "Bits/byte", "Parameters", "Tokens", "FLOPs", "Date"]]
+    rows = [["Entry", "Nats/token", "Bits/byte", "Parameters", "Tokens", "FLOPs", "Start (s)", "Date"]]
     for entry in entries:
         bits = entry["bits_per_byte"]
         rows.append(
@@ -76,6 +77,7 @@ def _section(name: str, entries: Sequence[dict[str, Any]]) -> str:
                 f"{entry['parameters'] / 1e6:.1f}M",
                 f"{entry['tokens'] / 1e6:.1f}M",
                 f"{entry['flops']:.2e}",
+                f"{entry['start_seconds']:.0f}",
                 entry["date"],
             ]
         )
