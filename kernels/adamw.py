@@ -288,6 +288,8 @@ class FusedAdamW(torch.optim.Optimizer):
                     dtype = torch.float32 if name == "master" else self._moments_of(p)
                     # A copy of its own, as torch's cast is none where dtype and device are right already.
                     self.state[p][name] = value.detach().to(p.device, dtype, copy=True).contiguous()
+            if not self._master:
+                self.state[p].pop("master", None)
         for group in self.param_groups:
             _check_group(group)
 
@@ -332,7 +334,9 @@ class FusedAdamW(torch.optim.Optimizer):
                     f"got {p.grad.layout}, {p.grad.dtype}"
                 )
             if p.numel():
-                fused = usable(p) and p.is_contiguous()
+                # A tensor that is spread over processes has no address of its own.
+                plain = type(p) in (Tensor, torch.nn.Parameter)
+                fused = plain and usable(p) and p.is_contiguous()
                 alike.setdefault((int(state["step"]), p.device, p.dtype, fused), []).append(index)
         for (step, _, _, fused), indices in alike.items():
             update = self._fused if fused else self._plain

@@ -341,7 +341,7 @@ def _add_norm_backward(
     if dy is None:  # only the sum was used
         if dtotal is None:
             return (None,) * 6
-        dshift = dtotal.flatten(0, -2).float().sum(0).to(weight.dtype) if ctx.shifted else None
+        dshift = dtotal.reshape(-1, dtotal.shape[-1]).float().sum(0).to(weight.dtype) if ctx.shifted else None
         return dtotal.to(ctx.x_dtype), dshift, dtotal, None, None, None
     gradient, sums = _gradients(dy, dtotal, total, weight, stats, ctx.shifted)
     dshift = sums[2] if ctx.shifted else None

@@ -109,7 +109,7 @@ class SelfAttention(nn.Module):
 
     def _project(self, x: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, T, heads, K)."""
-        if self.project is None:
+        if self.project is None or type(self.qkv_proj) is not nn.Linear:  # somebody put another layer there
             q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim)).split(self.heads, 2)
             return q, k, v
         sizes = [heads * self.head_dim for heads in self.heads]

@@ -76,7 +76,8 @@ class ModelConfig:
             1 / sqrt(2 n_layers).
         kernels: ``eager``: every formula written out; ``sdpa``: PyTorch's fused functions; ``triton``: this
             book's kernels, where they apply; ``triton-sdpa``: these, but for attention, where cuDNN's is
-            faster on the GPUs that have it.
+            faster on the GPUs that have it. Both read the weights of plain linear layers where a kernel takes
+            more than one layer: hooks on these layers are not called.
 
     Raises:
         ArgumentError: for a value out of bounds; ``field`` names the argument.

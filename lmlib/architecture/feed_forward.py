@@ -57,7 +57,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "B T D"], biased: bool = True) -> Float[Tensor, "B T D"]:
         """``biased=False`` leaves the bias of the last layer for the caller to add."""
         down = self.down_proj
-        if self.fused is not None:
+        if self.fused is not None and type(down) is type(self.up_proj) is nn.Linear:
             bias = down.bias if biased else None
             return self.fused(x, self.up_proj.weight, self.up_proj.bias, down.weight, bias)
         h = self.gate(*self.gate_up_proj(x).chunk(2, -1)) if self.gated else self.act(self.up_proj(x))

@@ -75,9 +75,13 @@ class Block(nn.Module):
             if left is None
             else self.attention_norm.after_sum(left[0], x, left[1])
         )
-        branch = self.attention(h, rotation, cache, biased=False)
-        h, x = self.mlp_norm.after_sum(branch, x, self.attention.o_proj.bias)
-        if isinstance(self.mlp, FeedForward):
+        # Another layer than a plain linear one, put there by somebody, adds its bias itself.
+        if type(self.attention.o_proj) is nn.Linear:
+            branch, shift = self.attention(h, rotation, cache, biased=False), self.attention.o_proj.bias
+        else:
+            branch, shift = self.attention(h, rotation, cache), None
+        h, x = self.mlp_norm.after_sum(branch, x, shift)
+        if isinstance(self.mlp, FeedForward) and type(self.mlp.down_proj) is nn.Linear:
             return x, (self.mlp(h, biased=False), self.mlp.down_proj.bias)
         return x, (self.mlp(h), None)
 

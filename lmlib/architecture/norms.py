@@ -69,7 +69,8 @@ class LayerNorm(nn.Module):
     def after_sum(self, branch: Tensor, x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The norm of ``x + branch + shift``, and that sum, in one kernel where there is one."""
         if self.fused is not None:
-            return self.fused(branch, self.weight, self.bias, self.eps, residual=x, shift=shift)
+            narrow = None if shift is None else shift.to(self.weight.dtype)
+            return self.fused(branch, self.weight, self.bias, self.eps, residual=x, shift=narrow)
         x = x + (branch if shift is None else branch + shift.to(branch.dtype))
         return self(x), x
 

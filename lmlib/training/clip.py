@@ -1,6 +1,7 @@
 """Clipping the gradient to a global norm (Pascanu et al. 2013, arXiv:1211.5063, algorithm 1)."""
 
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,7 @@ def global_norm(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
     if not tensors:
         return torch.zeros(())
     kinds = {(each.dtype, each.device) for each in tensors}
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    wide = reduce(torch.promote_types, (each.dtype for each in tensors), torch.float32)
     if len(kinds) == 1:  # a few launches for all
         norms = list(torch._foreach_norm(tensors, 2, dtype=wide))
     else:

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lmlib.architecture.attention import SelfAttention
+from lmlib.architecture.feed_forward import FeedForward
 from lmlib.resources.units import ArgumentError
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -153,8 +155,14 @@ def convert(model: Any, *, scaled: bool = True) -> Any:
     """Make the linear layers inside a model's blocks multiply in eight bits, in place.
 
     Embedding, norms, attention scores and head stay as they are, as does what is stored: weights and the
-    optimizer's averages keep their dtype.
+    optimizer's averages keep their dtype. Kernels that would read a layer's weight are set aside.
     """
+    model.chained = False
+    for part in model.blocks.modules():
+        if isinstance(part, SelfAttention):
+            part.project = None
+        elif isinstance(part, FeedForward):
+            part.fused = None
     for layer in model.blocks.modules():
         if isinstance(layer, nn.Linear):
             layer.forward = _forward(layer, scaled)  # type: ignore[method-assign]

@@ -90,7 +90,7 @@ class TrainerSettings:
             raise ArgumentError(
                 "compile", f"must be true, false or the name of a backend, got {self.compile!r}"
             )
-        if self.compile in ("reduce-overhead", "max-autotune") and self.accumulate > 1:
+        if self.compile in ("reduce-overhead", "max-autotune", "cudagraphs") and self.accumulate > 1:
             raise ArgumentError(
                 "compile",
                 f"{self.compile} records CUDA graphs, whose gradients the next pass overwrites: it needs "

@@ -188,3 +188,23 @@ def test_names_of_the_switch() -> None:
         with pytest.raises(ArgumentError, match="sdpa, eager, triton, triton-sdpa") as caught:
             config.replace(kernels=wrong)
         assert caught.value.field == "kernels"
+
+
+@pytest.mark.parametrize("name", ["o_proj", "qkv_proj", "up_proj", "down_proj"])
+def test_a_layer_that_somebody_replaced_is_called(name: str) -> None:
+    """Also where a kernel would read the weight of the plain layer: the replacement doubles what it gives."""
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    outputs = []
+    for model in models("gpt2-exact", "triton-sdpa"):
+        for block in model.blocks:
+            part = block.attention if name in ("o_proj", "qkv_proj") else block.mlp
+            old = getattr(part, name)
+            new = Doubled(old.in_features, old.out_features)
+            new.load_state_dict(old.state_dict())
+            setattr(part, name, new)
+        outputs.append(model(torch.arange(24)[None] % 50))
+    assert torch.allclose(*outputs, atol=1e-5)

@@ -1,6 +1,7 @@
 """Eight-bit products against float64, PyTorch's casts and the formats' own arithmetic."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -127,3 +128,23 @@ def test_the_units_agree_with_the_emulation(left: torch.dtype, right: torch.dtyp
     assert _error(product(a, b, emulate=False), right_answer) < 5e-3  # given as bf16
     odd = Scaled(a.values[:, :20], a.scale)
     assert product(odd, Scaled(b.values[:20], b.scale)).shape == (64, 48)  # falls back to emulation
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama"])
+def test_kernels_do_not_pass_by_the_converted_layers(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every linear layer of the blocks multiplies in eight bits, also where kernels would read its weight."""
+    gpt2 = {"norm": "layernorm", "mlp": "gelu", "bias": True, "position": "learned"}
+    sizes = {"vocab_size": 50, "context_length": 8, "d_model": 16, "n_layers": 2, "n_heads": 2}
+    config = ModelConfig(**sizes, kernels="triton-sdpa", **(gpt2 if form == "gpt2" else {}))
+    model = TransformerLM(config)
+    calls = [0]
+    launch = fp8.linear
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls[0] += 1
+        return launch(*args, **more)
+
+    monkeypatch.setattr(fp8, "linear", counted)
+    fp8.convert(model)(torch.randint(50, (1, 8)))
+    layers = [each for each in model.blocks.modules() if isinstance(each, torch.nn.Linear)]
+    assert calls[0] == len(layers) == 8
