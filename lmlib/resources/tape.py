@@ -224,15 +224,17 @@ class Run:
             if isinstance(step, Op):
                 self._differentiate(step)
             else:
-                self._recompute(step)
+                # Ops after the last one that saves need nothing recomputed: they are differentiated before.
+                saving = [place for place, op in enumerate(step.ops) if op.saves]
+                for op in reversed(step.ops[saving[-1] + 1 :]):
+                    self._differentiate(op)
+                self._recompute(step, saving[-1])
                 # The frame that holds the inputs goes with the last saved tensor.
-                first = next(op for op in step.ops if op.saves)
-                for op in reversed(step.ops):
-                    self._differentiate(op, step.inputs if op is first else ())
+                for place in range(saving[-1], -1, -1):
+                    self._differentiate(step.ops[place], step.inputs if place == saving[0] else ())
 
-    def _recompute(self, step: Checkpoint) -> None:
+    def _recompute(self, step: Checkpoint, last: int) -> None:
         """Forward again up to the last op that saves; nothing needs what comes after its inputs."""
-        last = max(place for place, op in enumerate(step.ops) if op.saves)
         outer, self.casts = self.casts, []
         phase, self.phase = self.phase, "recompute"
         before = dict(self.references)
