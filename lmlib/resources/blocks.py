@@ -241,7 +241,7 @@ def _flash(
             backward_scratch=scratch,
         )
     )
-    if not heads_first:
+    if not heads_first or (isinstance(a, Attention) and a.n_heads == 1):  # one head is a view
         return out
     beside = build.tensor("attention output", build.compute, mixed)
     build.unary("heads side by side", out, beside, passes=True)
@@ -264,6 +264,11 @@ def _heads_first(build: Builder, a: Attention | LatentAttention) -> bool:
     )
 
 
+def _one_head(a: Attention | LatentAttention) -> bool:
+    """Whether there is a single head with a projection of its own: tokens by heads are heads by tokens."""
+    return isinstance(a, Attention) and a.n_heads == 1 and not a.fused_qkv
+
+
 def _narrow(build: Builder, *wide: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """What an attention product reads, and those of it that were cast for it: the caller frees them."""
     read = tuple(build.narrow(x, "attention") for x in wide)
@@ -272,7 +277,8 @@ def _narrow(build: Builder, *wide: Tensor) -> tuple[tuple[Tensor, ...], tuple[Te
 
 def _repeat(build: Builder, a: Attention, name: str, x: Tensor, width: int) -> Tensor:
     """Keys or values for every query head, contiguous: ``x`` itself where it is that already."""
-    there = a.n_kv_heads == a.n_heads and name == "keys" and _heads_first(build, a)
+    there = (name == "keys" and _heads_first(build, a)) or _one_head(a)
+    there = there and a.n_kv_heads == a.n_heads
     out = build.tensor(f"{name}, each query head", width, QUERIES, x if there else None)
     return build.unary(f"{name}: repeat", x, out, passes=a.n_kv_heads == a.n_heads)
 
@@ -280,12 +286,9 @@ def _repeat(build: Builder, a: Attention, name: str, x: Tensor, width: int) -> T
 def _eager(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     c, cpu = build.compute, build.profile.device == "cpu"
     # What is contiguous already is not copied; autograd and Python refer to the same storage once more.
-    queries = build.unary(
-        "queries: contiguous",
-        q,
-        build.tensor("queries, contiguous", build.width(q), QUERIES, q if _heads_first(build, a) else None),
-        passes=True,
-    )
+    there = q if _heads_first(build, a) or _one_head(a) else None
+    lined_up = build.tensor("queries, contiguous", build.width(q), QUERIES, there)
+    queries = build.unary("queries: contiguous", q, lined_up, passes=True)
     keys, values = _repeat(build, a, "keys", k, build.width(k)), _repeat(build, a, "values", v, c)
     build.wide |= {out for x, out in ((q, queries), (k, keys)) if x in build.wide}
     read, casts = _narrow(build, queries, keys)
@@ -313,7 +316,9 @@ def _eager(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Ten
     mixed = build.tensor("attention output by head", c, QUERIES)
     build.op(Op("mix values", (probabilities, values), (mixed,), (probabilities, values)))
     build.free(probabilities)
-    out = build.unary("heads side by side", mixed, build.tensor("attention output", c, QUERIES))
+    # One head is beside itself already: a view.
+    beside = build.tensor("attention output", c, QUERIES, mixed if a.n_heads == 1 else None)
+    out = build.unary("heads side by side", mixed, beside)
     build.free(mixed, queries, keys, values)
     return out
 

@@ -185,6 +185,18 @@ def test_peak_at_a_cast_under_autocast(name, norm, attention, recompute):
     _compare(SMALL[name], profile, 2, 16)
 
 
+@pytest.mark.parametrize("recompute", ["none", "core_act"])
+@pytest.mark.parametrize("attention", ["flash", "eager"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("qk_norm", ["none", "head"])
+def test_one_head_is_a_view_and_not_copied(qk_norm, batch, dtype, attention, recompute):
+    """Heads by tokens and tokens by heads are one order in memory where there is one head."""
+    model = _with(Attention(1, 1, 64, qk_norm=qk_norm), MLP(64), vocab=50)
+    profile = Profile(precision=dtype, attention=attention, recompute=recompute, device="cpu")
+    _compare(model, profile, batch, LENGTH)
+
+
 ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
 OPTIMIZERS = {
     "foreach": (Optimizer(implementation="foreach"), partial(ADAMW, foreach=True)),
