@@ -241,7 +241,7 @@ def _flash(
             backward_scratch=scratch,
         )
     )
-    if not heads_first:
+    if not heads_first or (isinstance(a, Attention) and a.n_heads == 1):  # one head is a view
         return out
     beside = build.tensor("attention output", build.compute, mixed)
     build.unary("heads side by side", out, beside, passes=True)
@@ -264,6 +264,11 @@ def _heads_first(build: Builder, a: Attention | LatentAttention) -> bool:
     )
 
 
+def _one_head(a: Attention | LatentAttention) -> bool:
+    """Whether there is a single head with a projection of its own: tokens by heads are heads by tokens."""
+    return isinstance(a, Attention) and a.n_heads == 1 and not a.fused_qkv
+
+
 def _narrow(build: Builder, *wide: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """What an attention product reads, and those of it that were cast for it: the caller frees them."""
     read = tuple(build.narrow(x, "attention") for x in wide)
@@ -272,7 +277,8 @@ def _narrow(build: Builder, *wide: Tensor) -> tuple[tuple[Tensor, ...], tuple[Te
 
 def _repeat(build: Builder, a: Attention, name: str, x: Tensor, width: int) -> Tensor:
     """Keys or values for every query head, contiguous: ``x`` itself where it is that already."""
-    there = a.n_kv_heads == a.n_heads and name == "keys" and _heads_first(build, a)
+    there = (name == "keys" and _heads_first(build, a)) or _one_head(a)
+    there = there and a.n_kv_heads == a.n_heads
     out = build.tensor(f"{name}, each query head", width, QUERIES, x if there else None)
     return build.unary(f"{name}: repeat", x, out, passes=a.n_kv_heads == a.n_heads)
 
@@ -280,12 +286,9 @@ def _repeat(build: Builder, a: Attention, name: str, x: Tensor, width: int) -> T
 def _eager(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     c, cpu = build.compute, build.profile.device == "cpu"
     # What is contiguous already is not copied; autograd and Python refer to the same storage once more.
-    queries = build.unary(
-        "queries: contiguous",
-        q,
-        build.tensor("queries, contiguous", build.width(q), QUERIES, q if _heads_first(build, a) else None),
-        passes=True,
-    )
+    there = q if _heads_first(build, a) or _one_head(a) else None
+    lined_up = build.tensor("queries, contiguous", build.width(q), QUERIES, there)
+    queries = build.unary("queries: contiguous", q, lined_up, passes=True)
     keys, values = _repeat(build, a, "keys", k, build.width(k)), _repeat(build, a, "values", v, c)
     build.wide |= {out for x, out in ((q, queries), (k, keys)) if x in build.wide}
     read, casts = _narrow(build, queries, keys)
@@ -313,49 +316,67 @@ def _eager(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Ten
     mixed = build.tensor("attention output by head", c, QUERIES)
     build.op(Op("mix values", (probabilities, values), (mixed,), (probabilities, values)))
     build.free(probabilities)
-    out = build.unary("heads side by side", mixed, build.tensor("attention output", c, QUERIES))
+    # One head is beside itself already: a view.
+    beside = build.tensor("attention output", c, QUERIES, mixed if a.n_heads == 1 else None)
+    out = build.unary("heads side by side", mixed, beside)
     build.free(mixed, queries, keys, values)
     return out
 
 
 def _math(build: Builder, a: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's reference kernel: everything in fp32 (aten/native/transformers/attention.cpp)."""
+    """PyTorch's reference kernel: everything in fp32 (aten/native/transformers/attention.cpp).
+
+    Its variables refer to casts, scaled queries, mask and repeated keys until it returns. The mask is added
+    to the scores in place; under a dispatch mode it is not, which takes as much as the softmax does anyway.
+    """
     c = build.compute
     (q, k), casts = _narrow(build, q, k)  # autocast hands the kernel all three in 16 bits
-    wide: list[Tensor] = []
-    for name, x, elements in (("queries", q, QUERIES), ("keys", k, KEYS), ("values", v, KEYS)):
-        wide.append(
-            build.unary(f"{name}: cast", x, build.tensor(f"{name} in fp32", 4, elements)) if c == 2 else x
-        )
-    made = [each for each in wide if c == 2]
+    held: list[Tensor] = []
+    if c == 2:
+        q = build.unary("queries: cast", q, build.tensor("queries in fp32", 4, QUERIES))
+        k = build.unary("keys: cast", k, build.tensor("keys in fp32", 4, KEYS))
+        v = build.unary("values: cast", v, build.tensor("values in fp32", 4, KEYS))
+        held += [q, k, v]
+    queries = build.unary("queries: scale", q, build.tensor("queries, scaled in fp32", 4, QUERIES))
+    mask = build.tensor("causal mask in fp32", 4, "context_length**2")
+    yes_or_no = build.tensor("causal mask, yes or no", 1, "context_length**2")
+    build.op(Op("causal mask", (), (mask,), scratch=(yes_or_no,)))
+    held += [queries, mask]
     grouped = a.n_kv_heads != a.n_heads
     if grouped:
-        wide[1] = _repeat(build, a, "keys", wide[1], 4)
-        made.append(wide[1])
-    if grouped or (c == 4 and build.symbols["batch"] > 1):  # batch and heads merge into one axis: a copy
-        wide[2] = _repeat(build, a, "values", wide[2], 4)
-        made.append(wide[2])
-    scaled = []
-    for place, name in ((0, "queries"), (1, "keys")):
-        out = build.tensor(f"{name}, scaled in fp32", 4, QUERIES)
-        scaled.append(build.unary(f"{name}: scale", wide[place], out))
+        k, v = _repeat(build, a, "keys", k, 4), _repeat(build, a, "values", v, 4)
+        held += [k, v]
+    keys = build.unary("keys: scale", k, build.tensor("keys, scaled in fp32", 4, QUERIES))
+    heads_first = _heads_first(build, a)
+    left = _merged(build, a, "queries", queries, heads_first)
+    right = _merged(build, a, "keys", keys, grouped or heads_first)
     scores = build.tensor("scores", 4, PAIRS)
-    build.op(Op("scores", tuple(scaled), (scores,), tuple(scaled)))
+    build.op(Op("scores", (left, right), (scores,), (left, right), frees=(left, right, keys)))
     probabilities = build.tensor("attention probabilities", 4, PAIRS)
     build.unary("softmax", scores, probabilities, (probabilities,))
     build.free(scores)
+    held.append(probabilities)
+    if c == 2:  # the kernel returns these too, though nobody asks
+        narrow = build.tensor("attention probabilities, narrow", 2, PAIRS)
+        held.append(build.unary("probabilities: cast", probabilities, narrow))
+    values = _merged(build, a, "values", v, grouped)
     mixed = build.tensor("attention output in fp32", 4, QUERIES)
-    build.op(Op("mix values", (probabilities, wide[2]), (mixed,), (probabilities, wide[2])))
-    build.free(probabilities, *scaled, *made)
+    build.op(Op("mix values", (probabilities, values), (mixed,), (probabilities, values), frees=(values,)))
     if c == 2:
-        before, mixed = (
-            mixed,
-            build.unary("output: cast", mixed, build.tensor("attention output by head", c, QUERIES)),
-        )
-        build.free(before, *casts)
+        wide, by_head = mixed, build.tensor("attention output by head", c, QUERIES)
+        mixed = build.unary("output: cast", wide, by_head)
+        held.append(wide)
+    build.free(*held, *casts)
     out = build.unary("heads side by side", mixed, build.tensor("attention output", c, QUERIES))
     build.free(mixed)
     return out
+
+
+def _merged(build: Builder, a: Attention, name: str, x: Tensor, contiguous: bool) -> Tensor:
+    """Batch and heads as one axis, which a batched product wants: a view, or a copy if that cannot be."""
+    view = contiguous or build.symbols["batch"] == 1 or a.n_heads == 1
+    out = build.tensor(f"{name}, batch and heads merged", 4, QUERIES, x if view else None)
+    return build.unary(f"{name}: merge batch and heads", x, out, passes=True)
 
 
 def _mlp(build: Builder, mlp: MLP | MoE, x: Tensor) -> Tensor:

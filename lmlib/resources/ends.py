@@ -68,7 +68,7 @@ def _head(build: Builder, hidden: Tensor, parameter: Parameter, tokens: str) -> 
     parameters = [parameter]
     if "head.bias" in build.weights:
         parameters.append(build.parameter(build.weights["head.bias"], bias=True))
-    build.op(Op("head", (product,), (logits,), (product,), tuple(parameters)))
+    build.op(Op("head", (product,), (logits,), (product,), tuple(parameters), late=cast))
     if cast:
         build.free(product)
     return logits

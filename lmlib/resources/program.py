@@ -118,7 +118,7 @@ class Builder:
             for each in (name, f"{name}.bias")
             if each in self.weights
         )
-        self.op(Op(name, (product,), (out,), (product,), used))
+        self.op(Op(name, (product,), (out,), (product,), used, late=cast))
         if cast:
             self.free(product)
         return out

@@ -71,6 +71,8 @@ class Op:
         passes: the gradient of the output is handed on as it is, without a copy.
         reuses: the gradient of the input takes the place of the first saved tensor.
         scratch, backward_scratch: alive only during the op, or its backward step.
+        late: its parameters' gradients are stored after the backward step of the op before it. Autocast casts
+            a product's weight, then its input, and autograd undoes the last cast first.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Op:
     reuses: bool = False
     scratch: tuple[Tensor, ...] = ()
     backward_scratch: tuple[Tensor, ...] = ()
+    late: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +146,7 @@ class Run:
     views: set[Tensor] = field(default_factory=set)
     summed: set[Tensor] = field(default_factory=set)
     casts: list[Tensor] = field(default_factory=list)
+    waiting: list[tuple[Parameter, Tensor, str]] = field(default_factory=list)
     snapshot: tuple[Tensor, ...] = ()
     phase: str = "forward"
 
@@ -224,15 +228,17 @@ class Run:
             if isinstance(step, Op):
                 self._differentiate(step)
             else:
-                self._recompute(step)
+                # Ops after the last one that saves need nothing recomputed: they are differentiated before.
+                saving = [place for place, op in enumerate(step.ops) if op.saves]
+                for op in reversed(step.ops[saving[-1] + 1 :]):
+                    self._differentiate(op)
+                self._recompute(step, saving[-1])
                 # The frame that holds the inputs goes with the last saved tensor.
-                first = next(op for op in step.ops if op.saves)
-                for op in reversed(step.ops):
-                    self._differentiate(op, step.inputs if op is first else ())
+                for place in range(saving[-1], -1, -1):
+                    self._differentiate(step.ops[place], step.inputs if place == saving[0] else ())
 
-    def _recompute(self, step: Checkpoint) -> None:
+    def _recompute(self, step: Checkpoint, last: int) -> None:
         """Forward again up to the last op that saves; nothing needs what comes after its inputs."""
-        last = max(place for place, op in enumerate(step.ops) if op.saves)
         outer, self.casts = self.casts, []
         phase, self.phase = self.phase, "recompute"
         before = dict(self.references)
@@ -278,8 +284,12 @@ class Run:
                 self.release(copy)
         for tensor, gradient in outgoing:
             self._accumulate(tensor, gradient, op.name)
+        ready, self.waiting = self.waiting, []
         for parameter, gradient in made:
-            self._store(parameter, gradient, op.name)
+            late = op.late and parameter.stored is not None and parameter.joins is None
+            (self.waiting if late else ready).append((parameter, gradient, op.name))
+        for parameter, gradient, name in ready:
+            self._store(parameter, gradient, name)
 
     def _gradient(self, op: Op, tensor: Tensor, arriving: Tensor) -> Tensor:
         if op.reuses:

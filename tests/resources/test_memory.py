@@ -156,6 +156,47 @@ def test_composite_norms_of_queries_and_keys(heads, dtype, attention, recompute)
     _compare(model, profile, BATCH, LENGTH)
 
 
+SMALL = {  # with 50 words the peak is in a layer
+    "groups": _with(Attention(4, 2, 16), vocab=50),
+    "a key head for each query head": _with(Attention(4, 4, 16), vocab=50),
+    "norms of queries and keys": _with(Attention(4, 4, 16, qk_norm="head"), vocab=50),
+    "one key head, wide heads": _with(Attention(4, 1, 64), MLP(64), vocab=50),
+    "one head, tied": replace(_with(Attention(1, 1, 32), MLP(32), vocab=50), tied=True),
+    "learned positions": replace(GPT, vocab_size=50),
+}
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("batch", [1, 2])  # one sequence: heads merge with the batch without a copy
+@pytest.mark.parametrize("name", SMALL)
+def test_peak_inside_a_layer_with_the_reference_kernel(name, batch, dtype, recompute):
+    profile = Profile(precision=dtype, attention="math", recompute=recompute, device="cpu")
+    _compare(SMALL[name], profile, batch, LENGTH)
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+@pytest.mark.parametrize("attention", ["flash", "eager", "math"])
+@pytest.mark.parametrize("norm", ["fused", "manual", "composite"])
+@pytest.mark.parametrize("name", ["one key head, wide heads", "one head, tied"])
+def test_peak_at_a_cast_under_autocast(name, norm, attention, recompute):
+    """With few tokens, the order in which autograd undoes the casts of a product decides the peak."""
+    profile = Profile(precision="autocast", norm=norm, attention=attention, recompute=recompute, device="cpu")
+    _compare(SMALL[name], profile, 2, 16)
+
+
+@pytest.mark.parametrize("recompute", ["none", "core_act"])
+@pytest.mark.parametrize("attention", ["flash", "eager"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("qk_norm", ["none", "head"])
+def test_one_head_is_a_view_and_not_copied(qk_norm, batch, dtype, attention, recompute):
+    """Heads by tokens and tokens by heads are one order in memory where there is one head."""
+    model = _with(Attention(1, 1, 64, qk_norm=qk_norm), MLP(64), vocab=50)
+    profile = Profile(precision=dtype, attention=attention, recompute=recompute, device="cpu")
+    _compare(model, profile, batch, LENGTH)
+
+
 ADAMW, SGD = torch.optim.AdamW, torch.optim.SGD
 OPTIMIZERS = {
     "foreach": (Optimizer(implementation="foreach"), partial(ADAMW, foreach=True)),
