@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels._runtime import Operator, as_rows, cdiv, check_floating, next_power_of_2, tl, triton, usable
+from kernels._rows import add_parts
+from kernels._runtime import Operator, as_rows, cdiv, check_floating, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, normal
 
 BLOCK = 2048  # values of a program of the forward's pass
@@ -89,18 +90,6 @@ def _gelu_backward_kernel(
     tl.store(PARTS + group * columns + column, total, mask=column < columns)
 
 
-@triton.jit
-def _column_sums_kernel(X, OUT, rows, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sums of the columns of a float32 matrix, BLOCK columns a program, in a fixed order."""
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
-    for start in tl.range(0, rows, ROWS):
-        row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
-        total += tl.load(X + row * columns + column, (row < rows) & (column < columns), other=0.0)
-    summed = tl.sum(total, 0, keep_dims=True)
-    tl.store(OUT + column, summed.to(OUT.dtype.element_ty), column < columns)
-
-
 # -- launching -----------------------------------------------------------------------------------------------
 
 
@@ -110,14 +99,6 @@ def launch_gelu(pre: Tensor) -> Tensor:
     precise = pre.dtype == torch.float32
     _gelu_kernel[(cdiv(pre.numel(), BLOCK),)](pre, h, pre.numel(), PRECISE=precise, BLOCK=BLOCK)
     return h
-
-
-def launch_column_sums(parts: Tensor, sums: Tensor) -> Tensor:
-    """Fill sums (columns,) with those of the float32 matrix ``parts``, and return it."""
-    rows, columns = parts.shape
-    height = min(next_power_of_2(rows), 128)
-    _column_sums_kernel[(cdiv(columns, 32),)](parts, sums, rows, columns, ROWS=height, BLOCK=32)
-    return sums
 
 
 def launch_gelu_backward(dh: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +111,7 @@ def launch_gelu_backward(dh: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
         PRECISE=pre.dtype == torch.float32, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS, STAGES=STAGES,
         num_warps=WARPS,
     )  # fmt: skip
-    return dpre, launch_column_sums(parts, sums)
+    return dpre, add_parts(parts, sums)
 
 
 # -- the operators -------------------------------------------------------------------------------------------

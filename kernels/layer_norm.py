@@ -29,29 +29,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels._runtime import (
-    Operator,
-    as_rows,
-    capability,
-    cdiv,
-    check_floating,
-    next_power_of_2,
-    tl,
-    triton,
-    usable,
-)
+from kernels._rows import Launch, add_parts, can_chain, grid, rows_of_tile, stages
+from kernels._runtime import Operator, as_rows, cdiv, check_floating, next_power_of_2, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, installed, normal
-from kernels.rms_norm import (
-    ADD_COLUMNS,
-    ADD_VALUES,
-    CHAIN,
-    Launch,
-    _add_parts,
-    _grid,
-    _stages,
-    _tile,
-    forward_launch,
-)
+from kernels.rms_norm import forward_launch
 
 MAX_COLUMNS = 16_384  # the backward holds sums for weight and bias: a row of more spills out of the registers
 
@@ -149,7 +130,7 @@ def _backward(
         if SHIFTED:
             dshift += tl.where(mask, dx, 0.0)
     if CHAINED:
-        tl.extra.cuda.gdc_launch_dependents()  # _add_parts may start to start
+        tl.extra.cuda.gdc_launch_dependents()  # add_parts may start to start
     part = PARTS + tl.program_id(0).to(tl.int64) * (3 if SHIFTED else 2) * columns + column
     tl.store(part, tl.sum(dweight, 0, keep_dims=True), inside)
     tl.store(part + columns, tl.sum(dbias, 0, keep_dims=True), inside)
@@ -163,14 +144,14 @@ def _backward(
 def backward_launch(rows: int, columns: int, device: torch.device, shifted: bool = False) -> Launch:
     """The backward's launch for a shape: RMSNorm's, with room for a second sum and perhaps a third."""
     block = next_power_of_2(columns)
-    tile = _tile(4096 if block <= 1024 else 2048, block, rows, device)
+    tile = rows_of_tile(4096 if block <= 1024 else 2048, block, rows, device)
     if block >= 8192:  # no registers are left to load ahead
         return Launch(tile, warps=16 if block == 8192 else 32, per_sm=1)
     if block >= 2048:
         return Launch(tile, warps=8, per_sm=1, stages=3)
     # Four tiles ahead, by four warps: on a Hopper GPU a third faster than three ahead, or than eight warps.
     if shifted:
-        return Launch(_tile(2048, block, rows, device), warps=4, per_sm=3, stages=4)
+        return Launch(rows_of_tile(2048, block, rows, device), warps=4, per_sm=3, stages=4)
     return Launch(tile, warps=4, per_sm=2, stages=4)
 
 
@@ -235,11 +216,11 @@ def launch_backward(
     added = dy if dtotal is None else as_rows(dtotal)
     rows = flat.shape[0]
     launch = launch or backward_launch(rows, columns, dx.device, shifted)
-    programs = _grid(rows, launch, dx.device)
+    programs = grid(rows, launch, dx.device)
     parts = torch.empty((programs, sums * columns), dtype=torch.float32, device=dx.device)
     block = next_power_of_2(columns)
     value_bytes = dy.element_size() + total.element_size() * (1 if dtotal is None else 2)
-    chained = CHAIN and capability(dx.device)[0] >= 9
+    chained = can_chain(dx.device)
     _backward[(programs,)](
         dy,
         added,
@@ -257,21 +238,11 @@ def launch_backward(
         SHIFTED=shifted,
         ROWS=launch.rows,
         BLOCK=block,
-        STAGES=_stages(launch, launch.rows * block * value_bytes, dx.device),
+        STAGES=stages(launch, launch.rows * block * value_bytes, dx.device),
         CHAINED=chained,
         num_warps=launch.warps,
     )
-    _add_parts[(cdiv(sums * columns, ADD_COLUMNS),)](
-        parts,
-        both,
-        programs,
-        sums * columns,
-        ROWS=min(next_power_of_2(programs), ADD_VALUES // ADD_COLUMNS),
-        BLOCK=ADD_COLUMNS,
-        CHAINED=chained,
-        num_warps=8,
-        **({"launch_pdl": True} if chained else {}),
-    )
+    add_parts(parts, both, chained)
     return dx, both
 
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kernels._rows import add_parts
 from kernels._runtime import Operator, as_rows, cdiv, check_floating, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, normal
-from kernels.gelu_mlp import launch_column_sums
 
 ROWS, COLUMNS, STEPS = 16, 256, 8  # of a tile; tiles of a program, one below the other
 
@@ -79,7 +79,7 @@ def launch_pack(dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
         *(each for part in parts for each in (part, part.stride(0), part.shape[1])),
         packed, partial, rows, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS,
     )  # fmt: skip
-    return packed, launch_column_sums(partial, sums)
+    return packed, add_parts(partial, sums)
 
 
 def _pack_fake(dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:

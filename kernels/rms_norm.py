@@ -21,43 +21,16 @@ one operation a byte, so the memory bus decides.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels._runtime import (
-    HAVE_GPU,
-    Operator,
-    as_rows,
-    capability,
-    cdiv,
-    check_floating,
-    next_power_of_2,
-    shared_bytes,
-    sm_count,
-    tl,
-    triton,
-    usable,
-)
+from kernels._rows import Launch, add_parts, can_chain, grid, rows_of_tile, stages
+from kernels._runtime import Operator, as_rows, check_floating, next_power_of_2, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, UnavailableError, Work, compiled, installed, normal
 
 MAX_COLUMNS = 32_768  # a row of more spills out of the registers
-ADD_COLUMNS, ADD_VALUES = 16, 8192  # of a tile of the kernel that adds the parts of dweight
-
-CHAIN = HAVE_GPU and torch.version.hip is None and hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
-"""Whether the second kernel of the backward is launched while the first still runs (Hopper's programmatic
-dependent launch): hides some microseconds, a tenth of the backward of narrow rows."""
-
-
-class Launch(NamedTuple):
-    """Rows of a tile, warps of a program, programs an SM (0: one a tile), tiles loaded ahead."""
-
-    rows: int
-    warps: int
-    per_sm: int = 0
-    stages: int = 1
 
 
 @triton.jit
@@ -168,24 +141,9 @@ def _backward(
             dx += tl.load(DTOTAL + row * dtotal_stride + column, mask, other=0.0).to(tl.float32)
         tl.store(DX + row * columns + column, dx.to(DX.dtype.element_ty), mask)
     if CHAINED:
-        tl.extra.cuda.gdc_launch_dependents()  # _add_parts may start to start
+        tl.extra.cuda.gdc_launch_dependents()  # add_parts may start to start
     part = tl.sum(dweight, 0, keep_dims=True)
     tl.store(PARTS + tl.program_id(0).to(tl.int64) * columns + column, part, inside)
-
-
-@triton.jit
-def _add_parts(
-    PARTS, DWEIGHT, parts, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr
-):
-    if CHAINED:
-        tl.extra.cuda.gdc_wait()  # until all of _backward has ended and its writes are visible
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    total = tl.zeros((ROWS, BLOCK), tl.float32)
-    for start in tl.range(0, parts, ROWS):
-        row = start + tl.arange(0, ROWS)[:, None]
-        total += tl.load(PARTS + row * columns + column, (row < parts) & (column < columns), other=0.0)
-    summed = tl.sum(total, 0, keep_dims=True)
-    tl.store(DWEIGHT + column, summed.to(DWEIGHT.dtype.element_ty), column < columns)
 
 
 # -- launching -----------------------------------------------------------------------------------------------
@@ -194,7 +152,7 @@ def _add_parts(
 def forward_launch(rows: int, columns: int, device: torch.device) -> Launch:
     """The forward's launch for a shape, from timings on Hopper GPUs."""
     block = next_power_of_2(columns)
-    tile = _tile(2048, block, rows, device)
+    tile = rows_of_tile(2048, block, rows, device)
     values_a_warp = 1024 if block <= 2048 else 512
     warps = min(max(tile * block // values_a_warp, 1), 8)
     return Launch(tile, warps if block <= 8192 else 16 if block == 16_384 else 32)
@@ -203,30 +161,12 @@ def forward_launch(rows: int, columns: int, device: torch.device) -> Launch:
 def backward_launch(rows: int, columns: int, device: torch.device) -> Launch:
     """The backward's launch for a shape, from timings on Hopper GPUs."""
     block = next_power_of_2(columns)
-    tile = _tile(4096, block, rows, device)
+    tile = rows_of_tile(4096, block, rows, device)
     if block >= 16_384:  # no registers are left to load ahead
         return Launch(tile, warps=16 if block == 16_384 else 32, per_sm=1)
     if block >= 2048:
         return Launch(tile, warps=4 if block == 2048 else 8, per_sm=1, stages=3 if block == 8192 else 4)
     return Launch(tile, warps=4, per_sm=2, stages=3)
-
-
-def _tile(values: int, block: int, rows: int, device: torch.device) -> int:
-    """Rows of a tile of so many values; fewer where rows are few: rather busy SMs than full programs."""
-    tile = max(1, values // block)
-    while tile > 1 and rows < 2 * tile * sm_count(device):
-        tile //= 2
-    return tile
-
-
-def _stages(launch: Launch, tile_bytes: int, device: torch.device) -> int:
-    """As many tiles loaded ahead as asked for and as fit into shared memory."""
-    return max(1, min(launch.stages, shared_bytes(device) * 9 // 10 // (tile_bytes * max(launch.per_sm, 1))))
-
-
-def _grid(rows: int, launch: Launch, device: torch.device) -> int:
-    tiles = cdiv(rows, launch.rows)
-    return min(tiles, launch.per_sm * sm_count(device)) if launch.per_sm else tiles
 
 
 def launch_forward(
@@ -245,7 +185,7 @@ def launch_forward(
     launch = launch or forward_launch(rows, columns, x.device)
     block = next_power_of_2(columns)
     value_bytes = x.element_size() + (0 if residual is None else residual.element_size())
-    _forward[(_grid(rows, launch, x.device),)](
+    _forward[(grid(rows, launch, x.device),)](
         flat,
         added,
         weight.contiguous(),
@@ -260,7 +200,7 @@ def launch_forward(
         ADD=residual is not None,
         ROWS=launch.rows,
         BLOCK=block,
-        STAGES=_stages(launch, launch.rows * block * value_bytes, x.device),
+        STAGES=stages(launch, launch.rows * block * value_bytes, x.device),
         WALK=launch.per_sm > 0,
         num_warps=launch.warps,
     )
@@ -285,11 +225,11 @@ def launch_backward(
     added = dy if dtotal is None else as_rows(dtotal)
     rows = flat.shape[0]
     launch = launch or backward_launch(rows, columns, dx.device)
-    programs = _grid(rows, launch, dx.device)
+    programs = grid(rows, launch, dx.device)
     parts = torch.empty((programs, columns), dtype=torch.float32, device=dx.device)
     block = next_power_of_2(columns)
     value_bytes = dy.element_size() + total.element_size() * (1 if dtotal is None else 2)
-    chained = CHAIN and capability(dx.device)[0] >= 9
+    chained = can_chain(dx.device)
     _backward[(programs,)](
         dy,
         added,
@@ -306,23 +246,11 @@ def launch_backward(
         ADD=dtotal is not None,
         ROWS=launch.rows,
         BLOCK=block,
-        STAGES=_stages(launch, launch.rows * block * value_bytes, dx.device),
+        STAGES=stages(launch, launch.rows * block * value_bytes, dx.device),
         CHAINED=chained,
         num_warps=launch.warps,
     )
-    # All parts of some columns at once: their loads wait together.
-    add_rows = min(next_power_of_2(programs), ADD_VALUES // ADD_COLUMNS)
-    _add_parts[(cdiv(columns, ADD_COLUMNS),)](
-        parts,
-        dweight,
-        programs,
-        columns,
-        ROWS=add_rows,
-        BLOCK=ADD_COLUMNS,
-        CHAINED=chained,
-        num_warps=8,
-        **({"launch_pdl": True} if chained else {}),
-    )
+    add_parts(parts, dweight, chained)
     return dx, dweight
 
 

@@ -14,14 +14,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lmlib.architecture.attention import SelfAttention
-from lmlib.architecture.feed_forward import FeedForward
 from lmlib.resources.units import ArgumentError
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -151,27 +149,26 @@ def linear(
     return found.view(*x.shape[:-1], weight.shape[0])
 
 
+class EightBitLinear(nn.Linear):
+    """A linear layer that multiplies in eight bits; what it stores is ``nn.Linear``'s."""
+
+    scaled = True
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... F"]:
+        """``x @ weight.T + bias``, the product as of ``linear``."""
+        found = linear(x, self.weight, scaled=self.scaled)
+        return found if self.bias is None else found + self.bias
+
+
 def convert(model: Any, *, scaled: bool = True) -> Any:
     """Make the linear layers inside a model's blocks multiply in eight bits, in place.
 
     Embedding, norms, attention scores and head stay as they are, as does what is stored: weights and the
-    optimizer's averages keep their dtype. Kernels that would read a layer's weight are set aside.
+    optimizer's averages keep their dtype. Layers change their class, so that everything that asks for a plain
+    linear layer, to read its weight in a kernel of its own, sees that they are none.
     """
-    model.chained = False
-    for part in model.blocks.modules():
-        if isinstance(part, SelfAttention):
-            part.project = None
-        elif isinstance(part, FeedForward):
-            part.fused = None
     for layer in model.blocks.modules():
         if isinstance(layer, nn.Linear):
-            layer.forward = _forward(layer, scaled)  # type: ignore[method-assign]
+            layer.__class__ = EightBitLinear
+            cast(EightBitLinear, layer).scaled = scaled
     return model
-
-
-def _forward(layer: nn.Linear, scaled: bool) -> Any:
-    def forward(x: Tensor) -> Tensor:
-        found = linear(x, layer.weight, scaled=scaled)
-        return found if layer.bias is None else found + layer.bias
-
-    return forward

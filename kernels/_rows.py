@@ -1,0 +1,93 @@
+"""What kernels over the rows of a matrix share: how they are cut, and the sums of columns that they leave.
+
+A backward that wants the sum over all rows lets each program keep its part in registers and write it as one
+row of a small float32 matrix; ``add_parts`` adds these rows up. No atomics, so the bits are always the same.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels._runtime import (
+    HAVE_GPU,
+    capability,
+    cdiv,
+    next_power_of_2,
+    shared_bytes,
+    sm_count,
+    tl,
+    triton,
+)
+
+ADD_COLUMNS, ADD_VALUES = 16, 8192  # of a tile of the kernel that adds the parts
+
+HAVE_CHAINS = HAVE_GPU and torch.version.hip is None and hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
+
+
+def can_chain(device: torch.device) -> bool:
+    """Whether ``add_parts`` can be launched while the kernel before it still runs.
+
+    Hopper's programmatic dependent launch: hides some microseconds, a tenth of the backward of narrow rows.
+    The kernel before calls ``gdc_launch_dependents``.
+    """
+    return HAVE_CHAINS and capability(device)[0] >= 9
+
+
+class Launch(NamedTuple):
+    """Rows of a tile, warps of a program, programs an SM (0: one a tile), tiles loaded ahead."""
+
+    rows: int
+    warps: int
+    per_sm: int = 0
+    stages: int = 1
+
+
+def rows_of_tile(values: int, block: int, rows: int, device: torch.device) -> int:
+    """Rows of a tile of so many values; fewer where rows are few: rather busy SMs than full programs."""
+    tile = max(1, values // block)
+    while tile > 1 and rows < 2 * tile * sm_count(device):
+        tile //= 2
+    return tile
+
+
+def stages(launch: Launch, tile_bytes: int, device: torch.device) -> int:
+    """As many tiles loaded ahead as asked for and as fit into shared memory."""
+    return max(1, min(launch.stages, shared_bytes(device) * 9 // 10 // (tile_bytes * max(launch.per_sm, 1))))
+
+
+def grid(rows: int, launch: Launch, device: torch.device) -> int:
+    """Programs of a launch."""
+    tiles = cdiv(rows, launch.rows)
+    return min(tiles, launch.per_sm * sm_count(device)) if launch.per_sm else tiles
+
+
+@triton.jit
+def _add_parts(PARTS, SUMS, parts, columns, ROWS: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr):
+    if CHAINED:
+        tl.extra.cuda.gdc_wait()  # until all of the kernel before has ended and its writes are visible
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in tl.range(0, parts, ROWS):
+        row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
+        total += tl.load(PARTS + row * columns + column, (row < parts) & (column < columns), other=0.0)
+    summed = tl.sum(total, 0, keep_dims=True)
+    tl.store(SUMS + column, summed.to(SUMS.dtype.element_ty), column < columns)
+
+
+def add_parts(parts: Tensor, sums: Tensor, chained: bool = False) -> Tensor:
+    """Fill ``sums`` (as many values as ``parts`` has columns) with the sums of columns, and return it."""
+    rows, columns = parts.shape
+    # All parts of some columns at once: their loads wait together.
+    _add_parts[(cdiv(columns, ADD_COLUMNS),)](
+        parts,
+        sums,
+        rows,
+        columns,
+        ROWS=min(next_power_of_2(rows), ADD_VALUES // ADD_COLUMNS),
+        BLOCK=ADD_COLUMNS,
+        CHAINED=chained,
+        num_warps=8,
+        **({"launch_pdl": True} if chained else {}),
+    )
+    return sums
