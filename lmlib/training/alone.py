@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lmlib.training.checkpoint import CheckpointFolder
 from lmlib.training.clip import clip_grad_norm
+from lmlib.training.precision import Precision
 from lmlib.training.state import read_state, write_state
 
 COMPILE_MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -35,6 +36,11 @@ class Alone:
     def is_main(self) -> bool:
         """Whether this process prints, logs and finishes checkpoints."""
         return self.rank == 0
+
+    def prepare(self, model: nn.Module, policy: Precision) -> Precision:
+        """Cast the model as the policy says, in place; gives the policy that the optimizer is to follow."""
+        policy.prepare(model)
+        return policy
 
     def wrap(self, module: nn.Module, model: nn.Module) -> nn.Module:
         """What to call instead of ``module``, the ``LossModule`` of ``model``."""

@@ -2,8 +2,9 @@
 
 - ``ddp``: every process holds the whole model; gradients are averaged (Li et al. 2020, arXiv:2006.15704).
 - ``fsdp2``: each process holds a share of every parameter, of its gradient and of the optimizer's state;
-  blocks are gathered as they are needed (``fully_shard``; Zhao et al. 2023, arXiv:2304.11277). Checkpoints
-  go through ``torch.distributed.checkpoint``, so that they can be read by another number of processes.
+  blocks are gathered as they are needed (``fully_shard``; Zhao et al. 2023, arXiv:2304.11277). Under the
+  policy ``bf16`` shares are fp32, as master weights are, and what is gathered is bf16. Checkpoints go
+  through ``torch.distributed.checkpoint``, so that they can be read by another number of processes.
 
 The loss of a process is its mean over its share of the batch, and shares are equal, so that the average of
 gradients is the gradient of the whole batch: the loss curve is that of one process.
@@ -15,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from lmlib.resources.units import ArgumentError
 from lmlib.training.alone import Alone, compile_options
 from lmlib.training.checkpoint import CheckpointFolder
 from lmlib.training.config import ParallelSettings
+from lmlib.training.precision import Precision
 
 SHARDS = "shards"
 
@@ -134,17 +137,27 @@ class Sharded(Together):
     def __init__(self, device: torch.device, reshard: bool = True) -> None:
         super().__init__(device)
         self.reshard = reshard
+        self.gathered: torch.dtype | None = None  # as the shares are
+
+    def prepare(self, model: nn.Module, policy: Precision) -> Precision:
+        """Leave parameters in fp32: their shares are the master weights, and are rounded when gathered."""
+        if not policy.master:
+            return super().prepare(model, policy)
+        self.gathered = policy.parameters
+        return replace(policy, parameters=torch.float32)
 
     def wrap(self, module: nn.Module, model: nn.Module) -> nn.Module:
         """Cut each block, then what is left (embedding, norm, head), over the processes; in place."""
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world_size,))
+        # Gradients are added up over the processes in the type that the optimizer reads.
+        types = MixedPrecisionPolicy(param_dtype=self.gathered, reduce_dtype=torch.float32)
         model.chained = False  # type: ignore[assignment]  # a block's bias is cut up again when it has run
         for block in model.blocks:  # type: ignore[union-attr]
-            fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard)
-        fully_shard(module, mesh=mesh, reshard_after_forward=False)
+            fully_shard(block, mesh=mesh, reshard_after_forward=self.reshard, mp_policy=types)
+        fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=types)
         return module
 
     def compile(self, module: nn.Module, model: nn.Module, backend: str) -> None:

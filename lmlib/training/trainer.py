@@ -157,7 +157,7 @@ class Trainer:
         """Device, precision, recomputation, loss, wrapping, compilation, optimizer: the order matters."""
         settings, model = self.settings, self.model
         model.to(self.device)
-        self.policy.prepare(model)
+        kept = self.parallel.prepare(model, self.policy)
         if self.policy.tf32:
             torch.set_float32_matmul_precision("high")
         if settings.activation_checkpointing:
@@ -168,14 +168,14 @@ class Trainer:
             backend = settings.compile if isinstance(settings.compile, str) else "inductor"
             self.parallel.compile(self.module, model, backend)
         if isinstance(optimizer, torch.optim.Optimizer):
-            if self.policy.master:
+            if kept.master:
                 raise ArgumentError(
                     "optimizer",
                     f"must be made by a function for {self.policy.name}, which needs master weights",
                 )
             self.optimizer = optimizer
         else:
-            self.optimizer = optimizer(model, self.policy)
+            self.optimizer = optimizer(model, kept)
         self.scaler = self.policy.scaler(self.device)
         peak = peak_flops(self.device, self.policy)
         self.peak = None if peak is None else peak * self.parallel.world_size

@@ -77,6 +77,23 @@ def test_the_loss_curve_is_that_of_one_process(alone: Path, kind: str) -> None:
         assert all(torch.allclose(weights[name], each, atol=1e-5) for name, each in expected.items())
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fsdp2_in_bf16(alone: Path, optimizer: str) -> None:
+    """Shares stay fp32: a checkpoint holds what others keep as master weights. The curve is rounded."""
+    chosen = ("precision=bf16", f"optimizer.kind={optimizer}", "schedule.lr=0.003")
+    name = f"bf16-{optimizer}"
+    assert main(arguments(alone, f"alone-{name}", *chosen, "trainer.max_steps=8")) == 0
+    torchrun(alone, name, *chosen, "parallel.kind=fsdp2", "trainer.max_steps=5")
+    torchrun(alone, name, *chosen, "parallel.kind=fsdp2", "trainer.max_steps=8", resume=True)
+    losses = curve(alone, name)
+    assert losses == pytest.approx(curve(alone, f"alone-{name}"), abs=1e-2)
+    assert losses[-1] < losses[0] - 0.2
+    weights = full_state(alone / name / "checkpoints" / "step-00000008")
+    assert all(each.dtype == torch.float32 for each in weights.values())
+    assert any(not torch.equal(each, each.bfloat16().float()) for each in weights.values())
+
+
 def test_needs_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ArgumentError, match=r"parallel\.kind: 'ddp' needs several processes: torchrun"):
