@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lmlib.training.checkpoint import CheckpointFolder
 from lmlib.training.clip import clip_grad_norm
+from lmlib.training.master import keep_unrounded
 from lmlib.training.precision import Precision
 from lmlib.training.state import read_state, write_state
 
@@ -39,6 +40,8 @@ class Alone:
 
     def prepare(self, model: nn.Module, policy: Precision) -> Precision:
         """Cast the model as the policy says, in place; gives the policy that the optimizer is to follow."""
+        if policy.master:
+            keep_unrounded(model)
         policy.prepare(model)
         return policy
 

@@ -2,6 +2,12 @@
 
 Micikevicius et al. 2018, arXiv:1710.03740, section 3.1: an update that is small beside its weight is lost
 when it is added in 16 bits, and adds up when it is added in 32. The model computes with a rounded copy.
+
+The copies have to start from weights that were never rounded (``keep_unrounded``). A rounded weight stands on
+a point of the 16-bit grid, and the first steps of AdamW are all of one size, the learning rate: where that is
+less than half the distance of two points, the weights that the model sees stay where they are, all of them,
+and then move together, too far. Weights that stand anywhere between the points cross to the next one now and
+then, and so move by the right amount on average.
 """
 
 from collections.abc import Callable
@@ -9,13 +15,35 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Groups = list[dict[str, Any]]
+_KEPT = "unrounded"  # attribute of a parameter
+
+
+def keep_unrounded(model: nn.Module) -> None:
+    """Let the fp32 parameters remember their values, before the model is cast to 16 bits."""
+    for parameter in model.parameters():
+        if parameter.dtype == torch.float32:
+            setattr(parameter, _KEPT, parameter.detach())
+
+
+def take_unrounded(parameter: Tensor) -> Tensor | None:
+    """What ``keep_unrounded`` kept, which is then forgotten; ``None`` for nothing, or if it still is fp32."""
+    kept = parameter.__dict__.pop(_KEPT, None)
+    return None if parameter.dtype == torch.float32 else kept
+
+
+def forget_unrounded(model: nn.Module) -> None:
+    """Drop what no optimizer has taken: it is as large as the master weights."""
+    for parameter in model.parameters():
+        take_unrounded(parameter)
 
 
 class MasterWeights(torch.optim.Optimizer):
     """An optimizer over fp32 copies, whose results are rounded into the parameters after each step.
+
+    The copies are what ``keep_unrounded`` kept, and of parameters without that what they are now.
 
     Args:
         groups: parameter groups with the model's own parameters.
@@ -24,7 +52,7 @@ class MasterWeights(torch.optim.Optimizer):
 
     def __init__(self, groups: Groups, make: Callable[[Groups], torch.optim.Optimizer]) -> None:
         self.parameters: list[Tensor] = list(chain.from_iterable(group["params"] for group in groups))
-        self.masters: list[Tensor] = [each.detach().to(torch.float32, copy=True) for each in self.parameters]
+        self.masters: list[Tensor] = [_master(each) for each in self.parameters]
         copies = iter(self.masters)
         mirrored = [{**group, "params": [next(copies) for _ in group["params"]]} for group in groups]
         self.inner = make(mirrored)
@@ -81,3 +109,8 @@ class MasterWeights(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         return f"MasterWeights({self.inner!r})"
+
+
+def _master(parameter: Tensor) -> Tensor:
+    kept = take_unrounded(parameter)
+    return parameter.detach().to(torch.float32, copy=True) if kept is None else kept

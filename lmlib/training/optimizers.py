@@ -14,7 +14,7 @@ from torch import nn
 
 from lmlib.resources.units import ArgumentError, check_choice, check_number
 from lmlib.training.adamw import AdamW, check_adam
-from lmlib.training.master import MasterWeights
+from lmlib.training.master import MasterWeights, take_unrounded
 from lmlib.training.muon import Muon
 from lmlib.training.precision import Precision, precision
 from lmlib.training.sgd import SGD
@@ -99,8 +99,18 @@ class OptimizerSettings:
         if chosen == "triton":
             import kernels
 
-            return kernels.FusedAdamW(groups, lr=1e-3, **adam)
+            return _with_masters(kernels.FusedAdamW(groups, lr=1e-3, **adam))
         return AdamW(groups, implementation=chosen, **adam)
+
+
+def _with_masters(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Start the master weights of an optimizer that keeps them itself from values that were not rounded."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if (master := take_unrounded(parameter)) is not None:
+                moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments, "master": master}
+    return optimizer
 
 
 def parameter_groups(

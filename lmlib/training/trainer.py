@@ -21,6 +21,7 @@ from lmlib.training.checkpoint import CheckpointError, CheckpointFolder
 from lmlib.training.dataset import TokenData
 from lmlib.training.evaluate import evaluate
 from lmlib.training.loss import LossModule
+from lmlib.training.master import forget_unrounded
 from lmlib.training.precision import Precision, precision
 from lmlib.training.sampler import Sampler
 from lmlib.training.settings import TrainerSettings
@@ -176,6 +177,7 @@ class Trainer:
             self.optimizer = optimizer
         else:
             self.optimizer = optimizer(model, kept)
+        forget_unrounded(model)  # an optimizer of somebody's own may not have asked
         self.scaler = self.policy.scaler(self.device)
         peak = peak_flops(self.device, self.policy)
         self.peak = None if peak is None else peak * self.parallel.world_size

@@ -9,7 +9,7 @@ import torch
 from lmlib.architecture import ModelConfig, TransformerLM
 from lmlib.resources.units import ArgumentError
 from lmlib.training.dataset import TokenData
-from lmlib.training.master import MasterWeights
+from lmlib.training.master import MasterWeights, keep_unrounded
 from lmlib.training.optimizers import OptimizerSettings
 from lmlib.training.precision import POLICIES, precision
 from lmlib.training.schedules import Schedule
@@ -97,6 +97,51 @@ def test_bf16_without_master_weights_is_worse() -> None:
     fp32, mastered, bare = run("fp32"), run("bf16"), run("bare")
     assert abs(mastered - fp32) < 0.02
     assert bare - fp32 > 5 * abs(mastered - fp32)
+
+
+@pytest.mark.parametrize("implementation", ["foreach", "triton"])
+def test_master_weights_start_from_weights_that_were_not_rounded(implementation: str) -> None:
+    torch.manual_seed(0)
+    model = TransformerLM(CONFIG)
+    before = copy.deepcopy(model)
+    settings = TrainerSettings(batch_size=2, context_length=8, max_steps=1, device="cpu")
+    maker = OptimizerSettings(implementation=implementation)
+    trainer = Trainer(model, maker, Schedule("constant", peak=0.0), _data(), None, settings, (), "bf16")
+    trainer.fit()  # at a rate of 0: nothing moves
+    optimizer = trainer.optimizer
+    if isinstance(optimizer, MasterWeights):
+        masters = dict(zip(optimizer.parameters, optimizer.masters, strict=True))
+    else:
+        masters = {each: state["master"] for each, state in optimizer.state.items()}
+    for (name, parameter), exact in zip(model.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(masters[parameter], exact), name
+        assert not hasattr(parameter, "unrounded")
+        if implementation == "foreach":  # Triton's interpreter rounds towards zero
+            assert torch.equal(parameter, exact.bfloat16()), name
+    assert any(not torch.equal(each, each.bfloat16().float()) for each in masters.values())
+
+
+def test_small_first_steps_are_not_rounded_away() -> None:
+    """What the above is for: weights move by the learning rate, less than half a step of the 16-bit grid."""
+
+    def moved(kept: bool) -> float:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(200, 200, bias=False)
+        torch.nn.init.uniform_(layer.weight, 0.017, 0.031)  # there, points are 2**-13 apart
+        if kept:
+            keep_unrounded(layer)
+        layer.bfloat16()
+        before = layer.weight.detach().float()
+        maker = OptimizerSettings(weight_decay=0.0)
+        optimizer = maker.build(layer, "bf16", [{"params": [layer.weight], "lr": 5e-5}])
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-5
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step()
+        return float((before - layer.weight.detach().float()).mean()) / 5e-5
+
+    assert moved(kept=True) == pytest.approx(1.0, abs=0.05)
+    assert moved(kept=False) == 0.0
 
 
 def test_fp16_skips_a_step_that_overflows_and_goes_on() -> None:
