@@ -21,6 +21,9 @@ from kernels._runtime import (
 )
 
 ADD_COLUMNS, ADD_VALUES = 16, 8192  # of a tile of the kernel that adds the parts
+# For the sums of the columns of a matrix: rows and columns of a tile, and tiles of a program, one below the
+# other; tiles loaded ahead, and warps.
+SUM_TILE, SUM_STAGES, SUM_WARPS = (16, 256, 16), 3, 4
 
 HAVE_CHAINS = HAVE_GPU and torch.version.hip is None and hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
 
@@ -91,3 +94,34 @@ def add_parts(parts: Tensor, sums: Tensor, chained: bool = False) -> Tensor:
         **({"launch_pdl": True} if chained else {}),
     )
     return sums
+
+
+@triton.jit
+def _sum_columns(
+    X, PARTS, rows, columns,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    # One axis of programs, as only the first may be longer than 65,535.
+    across = tl.cdiv(columns, COLUMNS)
+    tile, group = tl.program_id(0) % across, (tl.program_id(0) // across).to(tl.int64)
+    column = tile * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        row = (group * STEPS + step) * ROWS + tl.arange(0, ROWS)[:, None]
+        inside = (row < rows) & (column < columns)
+        sums += tl.load(X + row * columns + column, mask=inside, other=0.0).to(tl.float32)
+    total = tl.sum(sums, 0, keep_dims=True)
+    tl.store(PARTS + group * columns + column, total, mask=column < columns)
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """The sums of the columns of a contiguous matrix, in float32, rounded once to its dtype."""
+    rows, columns = x.shape
+    tall, wide, steps = SUM_TILE
+    sums = x.new_empty(columns)
+    parts = torch.empty(cdiv(rows, tall * steps), columns, dtype=torch.float32, device=x.device)
+    programs = cdiv(columns, wide) * len(parts)
+    _sum_columns[(programs,)](
+        x, parts, rows, columns, ROWS=tall, COLUMNS=wide, STEPS=steps, STAGES=SUM_STAGES, num_warps=SUM_WARPS
+    )
+    return add_parts(parts, sums)

@@ -4,8 +4,8 @@
 
 One matrix for all three reads x once, and its product is large. But attention's backward hands back three
 gradients, which plain PyTorch first copies side by side (a read and a write), and then reads again for the
-gradient of the bias. Here the copy adds up the columns on its way. The products are PyTorch's, and q, k and v
-are views of one tensor, as in plain PyTorch.
+gradient of the bias. Here the copy adds up the columns on its way. The products are PyTorch's (on Hopper the
+forward's is one of ``kernels.cublaslt``, by its fastest algorithm), and q, k and v are views of one tensor.
 
 Contract: x of any leading axes; x, weight and bias of one dtype, float32, bfloat16 or float16.
 Bytes with N tokens, F columns of q, k and v together and b bytes a value: 2 N F b for the copy, where plain
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kernels import cublaslt
 from kernels._rows import add_parts
 from kernels._runtime import Operator, as_rows, cdiv, check_floating, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, normal
@@ -90,6 +91,19 @@ def _pack_fake(dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
 _pack = Operator("qkv_linear_backward", launch_pack, _pack_fake)
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if cublaslt.fits(x, *weight.shape):
+        return cublaslt.linear(x.contiguous(), weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+_product = Operator("qkv_linear_forward", _linear, _linear_fake)
+
+
 class _QKVLinear(torch.autograd.Function):
     """Not an operator: its outputs are views, and only the copy in its backward is a kernel."""
 
@@ -99,7 +113,7 @@ class _QKVLinear(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, weight)
         ctx.bias = bias is not None
-        return F.linear(x, weight, bias).split([q, k, v], -1)
+        return _product(x, weight, bias).split([q, k, v], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # an error, not a wrong number
@@ -156,7 +170,8 @@ def qkv_linear(
             raise ValueError(f"{name} must have x's dtype, {x.dtype}, got {each.dtype}")
     if not usable(x, weight, bias) or not x.numel():
         return reference(x, weight, bias, sizes)
-    parts = _QKVLinear.apply(as_rows(x), weight, bias, *sizes)
+    bias = None if bias is None else bias.contiguous()
+    parts = _QKVLinear.apply(as_rows(x), weight.contiguous(), bias, *sizes)
     q, k, v = (part.unflatten(0, x.shape[:-1]) for part in parts)
     return q, k, v
 

@@ -50,8 +50,10 @@ class FeedForward(nn.Module):
         else:
             self.up_proj = nn.Linear(config.d_model, d_ff, bias=config.bias)
             self.act = ACTIVATIONS[config.mlp]
-        plain_gelu = config.mlp == "gelu" and not self.gated
-        self.fused = kernel("gelu_mlp") if config.triton and plain_gelu else None
+        self.fused: Callable[..., Tensor] | None = None
+        if config.triton and not self.gated and config.mlp in ("gelu", "gelu_tanh"):
+            approximate = "tanh" if config.mlp == "gelu_tanh" else "none"
+            self.fused = partial(kernel("gelu_mlp"), approximate=approximate)
         self.down_proj = nn.Linear(d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Float[Tensor, "B T D"], biased: bool = True) -> Float[Tensor, "B T D"]:

@@ -63,7 +63,7 @@ class Shape:
     lr: float = 6e-4
 
     def config(self) -> ModelConfig:
-        """GPT-2: learned positions, LayerNorm, GELU, biases, tied."""
+        """GPT-2: learned positions, LayerNorm, the GELU by tanh, biases, tied."""
         return ModelConfig(
             vocab_size=self.vocab_size,
             context_length=self.context_length,
@@ -71,7 +71,7 @@ class Shape:
             n_layers=self.n_layers,
             n_heads=self.n_heads,
             norm="layernorm",
-            mlp="gelu",
+            mlp="gelu_tanh",
             bias=True,
             position="learned",
             tied=True,

@@ -30,7 +30,7 @@ class PlainBlock(nn.Module):
         q, k, v = (each.view(B, T, self.n_heads, D // self.n_heads).transpose(1, 2) for each in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).contiguous().view(B, T, D))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))  # GPT-2's own GELU
 
 
 class PlainGPT(nn.Module):

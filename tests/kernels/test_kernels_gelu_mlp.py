@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import gelu_mlp
-from kernels._rows import add_parts
+from kernels._rows import add_parts, column_sums
 from kernels._runtime import DTYPES, tl, triton
 
 module = importlib.import_module("kernels.gelu_mlp")
@@ -21,8 +22,15 @@ Check = Callable[..., None]
 NAMES = ("x", "w_up", "b_up", "w_down", "b_down")
 
 
-def torchs(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None) -> Tensor:
-    return F.linear(F.gelu(F.linear(x, w_up, b_up)), w_down, b_down)
+def torchs(
+    x: Tensor,
+    w_up: Tensor,
+    b_up: Tensor | None,
+    w_down: Tensor,
+    b_down: Tensor | None,
+    approximate: str = "none",
+) -> Tensor:
+    return F.linear(F.gelu(F.linear(x, w_up, b_up), approximate=approximate), w_down, b_down)
 
 
 def draw(
@@ -58,20 +66,26 @@ def assert_same(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["none", "tanh"])
 @pytest.mark.parametrize(("shape", "inner"), [((1, 13), 70), ((2, 3, 16), 64), ((150, 9), 33), ((5, 1), 24)])
 def test_as_exact_as_pytorch(
-    assert_as_exact: Check, shape: tuple[int, ...], inner: int, dtype: torch.dtype, device: str
+    assert_as_exact: Check, shape: tuple[int, ...], inner: int, form: str, dtype: torch.dtype, device: str
 ) -> None:
-    assert_as_exact(gelu_mlp, torchs, torchs, draw(shape, inner, shape[-1] + 2, dtype, device))
+    ours, theirs = (partial(each, approximate=form) for each in (gelu_mlp, torchs))
+    assert_as_exact(ours, theirs, theirs, draw(shape, inner, shape[-1] + 2, dtype, device))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "width", "inner"), [(4096, 768, 3072), (1025, 1600, 6400), (33, 72, 1000)])
+@pytest.mark.parametrize("form", ["none", "tanh"])
+@pytest.mark.parametrize(
+    ("rows", "width", "inner"), [(4096, 768, 3072), (1025, 1600, 6400), (1032, 1600, 6400), (33, 72, 1000)]
+)
 def test_as_exact_as_pytorch_at_size(
-    assert_as_exact: Check, rows: int, width: int, inner: int, dtype: torch.dtype, device: str
+    assert_as_exact: Check, rows: int, width: int, inner: int, form: str, dtype: torch.dtype, device: str
 ) -> None:
-    assert_as_exact(gelu_mlp, torchs, torchs, draw((rows, width), inner, width, dtype, device))
+    ours, theirs = (partial(each, approximate=form) for each in (gelu_mlp, torchs))
+    assert_as_exact(ours, theirs, theirs, draw((rows, width), inner, width, dtype, device))
 
 
 def exact_gelu(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,22 +119,65 @@ def test_gelu_and_its_derivative_at_every_point(dtype: torch.dtype, device: str)
     assert module.launch_gelu(z)[-4:].tolist() == [0, 50, 0, 300]
 
 
+def exact_tanh_gelu(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The GELU by tanh and its derivative in float64, by tanh itself."""
+    z = z.double()
+    inner = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+    below, slope = (1 + torch.tanh(inner)) / 2, math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
+    return z * below, below + z * slope / (2 * torch.cosh(inner.clamp(-300, 300)) ** 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.filterwarnings("ignore:(underflow|overflow):RuntimeWarning")
+def test_the_gelu_by_tanh_at_every_point(dtype: torch.dtype, device: str) -> None:
+    """As above; PyTorch's own, to which float64 is no stranger, agrees with what it is held against."""
+    z = points(dtype, device)
+    value, slope = exact_tanh_gelu(z)
+    assert torch.allclose(value, F.gelu(z.double(), approximate="tanh"), rtol=1e-12, atol=1e-14)
+    unit = {torch.float32: 2.0**-20, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}[dtype]
+    least = 2.0**-24 if dtype == torch.float16 else 0
+    share = 2.0**-22
+    off = (module.launch_gelu(z, True).double() - value).abs()
+    assert (off <= unit * value.abs() + share * z.double().abs() + least).all()
+    found, sums = module.launch_gelu_backward(torch.ones_like(z)[None], z[None], True)
+    assert ((found[0].double() - slope).abs() <= unit * slope.abs() + 20 * share).all()
+    assert torch.equal(sums, found[0])  # of one row
+    assert found[0, -4:].tolist() == [0, 1, 0, 1]
+    huge = torch.tensor(
+        [[-1e4, 1e4] if dtype == torch.float16 else [-1e20, 1e20]], device=device, dtype=dtype
+    )
+    assert module.launch_gelu_backward(torch.ones_like(huge), huge, True)[0].tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 300), (515, 256), (0, 5)])
+def test_sums_of_columns(dtype: torch.dtype, shape: tuple[int, int], device: str) -> None:
+    """To the rounding of the result, as they are taken in float32."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    found, exact = column_sums(x), x.double().sum(0)
+    unit = {torch.float32: 2.0**-20, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}[
+        dtype
+    ]  # the interpreter cuts off
+    assert found.dtype == dtype
+    assert ((found - exact).abs() <= unit * exact.abs() + 2.0**-20 * x.double().abs().sum(0)).all()
+
+
 @triton.jit
-def _parts_kernel(Z, BELOW, BELL, count, BLOCK: tl.constexpr):
+def _parts_kernel(Z, BELOW, MORE, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    below, bell = _gelu_parts(tl.load(Z + at, mask=at < count, other=0.0), False)
+    below, more = _gelu_parts(tl.load(Z + at, mask=at < count, other=0.0), "quick")
     tl.store(BELOW + at, below, mask=at < count)
-    tl.store(BELL + at, bell, mask=at < count)
+    tl.store(MORE + at, more, mask=at < count)
 
 
 def test_the_quick_formula_is_right_to_float32(device: str) -> None:
     """What 16 bits use, seen before it is rounded to them: formula 7.1.26 is off by 0.75e-7 itself."""
     z = points(torch.float32, device)
-    below, bell = torch.empty_like(z), torch.empty_like(z)
-    _parts_kernel[(module.cdiv(len(z), 512),)](z, below, bell, len(z), BLOCK=512)
+    below, more = torch.empty_like(z), torch.empty_like(z)
+    _parts_kernel[(module.cdiv(len(z), 512),)](z, below, more, len(z), BLOCK=512)
     exact = 0.5 * torch.special.erfc(-z.double() * math.sqrt(0.5))
     assert (below.double() - exact).abs().max() < 2.0**-22
-    assert (bell.double() - torch.exp(-(z.double() ** 2) / 2)).abs().max() < 1e-6
+    assert (below.double() + more.double() - exact_gelu(z)[1]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -238,10 +295,11 @@ def test_torch_compile_keeps_the_operators(device: str) -> None:
 def test_operators_keep_pytorchs_rules(device: str) -> None:
     tensors = [each.requires_grad_() for each in draw((5, 12), 20, 12, device=device)]
     operators = torch.ops.lmlib
-    torch.library.opcheck(operators.gelu_mlp.default, tuple(tensors))
+    torch.library.opcheck(operators.gelu_mlp.default, (*tensors, False))
     x, w_up, _, w_down, _ = tensors
-    torch.library.opcheck(operators.gelu_mlp.default, (x, w_up, None, w_down, None))
-    torch.library.opcheck(operators.gelu_backward.default, (x.detach(), x.detach() + 1))
+    torch.library.opcheck(operators.gelu_mlp.default, (x, w_up, None, w_down, None, True))
+    pre = torch.randn(5, 20, device=device)
+    torch.library.opcheck(operators.gelu_backward.default, (x.detach(), w_down.detach(), pre, False))
 
 
 @pytest.mark.gpu
@@ -295,6 +353,11 @@ def test_what_does_not_fit_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         gelu_mlp(*_with(name, change, device))
+
+
+def test_another_approximation_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="approximate must be 'none' or 'tanh', got 'erf'"):
+        gelu_mlp(*draw((3, 5), 7, 4, device=device), approximate="erf")
 
 
 @pytest.mark.parametrize("name", NAMES)

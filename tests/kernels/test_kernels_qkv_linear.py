@@ -127,6 +127,8 @@ def test_torch_compile_keeps_it_whole(device: str) -> None:
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
     parts = [torch.randn(4, width, device=device) for width in SIZES]
     torch.library.opcheck(torch.ops.lmlib.qkv_linear_backward.default, parts)
+    given = (torch.randn(5, 8, device=device), torch.randn(24, 8, device=device), None)
+    torch.library.opcheck(torch.ops.lmlib.qkv_linear_forward.default, given)
 
 
 def test_float64_goes_to_pytorch(device: str) -> None:
