@@ -46,7 +46,7 @@ class Launch(NamedTuple):
 
 
 @triton.jit
-def _span(first, V, VEC: tl.constexpr):
+def span_of_row(first, V, VEC: tl.constexpr):
     """Of the row [first, first + V): where its first whole vector starts, and the length of all of them."""
     start = tl.multiple_of((first + VEC - 1) // VEC * VEC, VEC)
     end = (first + V) // VEC * VEC
@@ -54,7 +54,7 @@ def _span(first, V, VEC: tl.constexpr):
 
 
 @triton.jit
-def _edges(first, start, n, V, VEC: tl.constexpr):
+def edges_of_row(first, start, n, V, VEC: tl.constexpr):
     """Columns of what lies before and after the whole vectors, and which of them exist (2 VEC of them)."""
     head = (start - first).to(tl.int32)
     lane = tl.arange(0, 2 * VEC)
@@ -64,13 +64,13 @@ def _edges(first, start, n, V, VEC: tl.constexpr):
 
 
 @triton.jit
-def _below(x, cut):
+def below(x, cut):
     """2^(log2(e) x - cut), one rounding before the exponential."""
     return tl.math.exp2(tl.fma(x, 1.4426950408889634, -cut))
 
 
 @triton.jit
-def _lane_max_and_sum(x, n, VEC: tl.constexpr, BLOCK: tl.constexpr):
+def lane_max_and_sum(x, n, VEC: tl.constexpr, BLOCK: tl.constexpr):
     """Online softmax of n elements from the aligned pointer x, lane by lane: (BLOCK // VEC,) of each result.
 
     m is the largest element so far, cut is log2(e) m as rounded, and s the sum of 2^(log2(e) x - cut).
@@ -87,26 +87,26 @@ def _lane_max_and_sum(x, n, VEC: tl.constexpr, BLOCK: tl.constexpr):
         values = values.to(tl.float32)
         m = tl.maximum(m, tl.max(values, 1))
         old, cut = cut, m * LOG2_E
-        s = s * tl.math.exp2(old - cut) + tl.sum(_below(values, cut[:, None]), 1)
+        s = s * tl.math.exp2(old - cut) + tl.sum(below(values, cut[:, None]), 1)
     return m, cut, s
 
 
 @triton.jit
-def _logsumexp(largest, total):
+def log_of_total(largest, total):
     """log(total) + largest, in two parts: what the first rounding of log2(e) largest lost is in the first."""
     lost = tl.fma(largest, 1.4426950408889634, -(largest * 1.4426950408889634))
     return (tl.math.log2(total) - lost) * 0.6931471805599453
 
 
 @triton.jit
-def _write_gradient(
+def write_gradient(
     x, first, grad, grad_first, V, target, cut, p_scale, scale, VEC: tl.constexpr, BLOCK: tl.constexpr
 ):
     """One row of p_scale * 2^(log2(e) x - cut) - scale * [v = target]; grad may be x itself."""
-    start, n = _span(first, V, VEC)
-    column, exists = _edges(first, start, n, V, VEC)
+    start, n = span_of_row(first, V, VEC)
+    column, exists = edges_of_row(first, start, n, V, VEC)
     edge = tl.load(x + first + column, mask=exists, other=0.0).to(tl.float32)
-    edge = _below(edge, cut) * p_scale - tl.where(column == target, scale, 0.0)
+    edge = below(edge, cut) * p_scale - tl.where(column == target, scale, 0.0)
     tl.store(grad + grad_first + column, edge.to(grad.dtype.element_ty), mask=exists)
 
     # The rows of both start equally far from a multiple of VEC.
@@ -116,16 +116,16 @@ def _write_gradient(
     for at in range(0, n, BLOCK):
         inside = at + lane < n
         values = tl.load(x + start + at + lane, mask=inside, other=0.0, eviction_policy="evict_first")
-        p = _below(values.to(tl.float32), cut) * p_scale
+        p = below(values.to(tl.float32), cut) * p_scale
         p = tl.where(at + lane == target, p - scale, p)
         tl.store(grad + grad_start + at + lane, p.to(grad.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _write_zeros(grad, first, V, VEC: tl.constexpr, BLOCK: tl.constexpr):
+def write_zeros(grad, first, V, VEC: tl.constexpr, BLOCK: tl.constexpr):
     """One row of zeros."""
-    start, n = _span(first, V, VEC)
-    column, exists = _edges(first, start, n, V, VEC)
+    start, n = span_of_row(first, V, VEC)
+    column, exists = edges_of_row(first, start, n, V, VEC)
     lane = tl.arange(0, BLOCK // VEC)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     tl.store(grad + first + column, tl.zeros((2 * VEC,), grad.dtype.element_ty), mask=exists)
     for at in range(0, n, BLOCK):
@@ -142,6 +142,7 @@ def _forward_kernel(
     grad_stride,
     losses,
     stats,
+    stats_stride,
     count,
     V,
     ignore_index,
@@ -158,32 +159,32 @@ def _forward_kernel(
     if target == ignore_index:
         tl.store(losses + row, 0.0)
         tl.store(stats + row, 0.0)
-        tl.store(stats + tl.num_programs(0) + row, 1.0)
+        tl.store(stats + stats_stride + row, 1.0)
         if GRAD:
-            _write_zeros(grad, row * grad_stride, V, VEC, BLOCK)
+            write_zeros(grad, row * grad_stride, V, VEC, BLOCK)
     else:
         valid = (target >= 0) & (target < V)
         # Read before anything is written: the gradient may overwrite the logits.
         at_target = tl.load(logits + first + target, mask=valid, other=float("nan")).to(tl.float32)
-        start, n = _span(first, V, VEC)
-        m, cut, s = _lane_max_and_sum(logits + start, n, VEC, BLOCK)
-        column, exists = _edges(first, start, n, V, VEC)
+        start, n = span_of_row(first, V, VEC)
+        m, cut, s = lane_max_and_sum(logits + start, n, VEC, BLOCK)
+        column, exists = edges_of_row(first, start, n, V, VEC)
         edge = tl.load(logits + first + column, mask=exists, other=float("-inf")).to(tl.float32)
         largest = tl.maximum(tl.max(m, 0), tl.max(edge, 0))
         largest_cut = largest * 1.4426950408889634
-        total = tl.sum(s * tl.math.exp2(cut - largest_cut), 0) + tl.sum(_below(edge, largest_cut), 0)
+        total = tl.sum(s * tl.math.exp2(cut - largest_cut), 0) + tl.sum(below(edge, largest_cut), 0)
 
-        log_total = _logsumexp(largest, total)
+        log_total = log_of_total(largest, total)
         lse = largest + log_total
         tl.store(losses + row, log_total + (largest - at_target) + z_loss * lse * lse)
         tl.store(stats + row, largest)
-        tl.store(stats + tl.num_programs(0) + row, total)
+        tl.store(stats + stats_stride + row, total)
         if GRAD:
             scale = tl.where(valid, 1.0, float("nan"))
             if MEAN:
                 scale = scale / tl.load(count)
             p_scale = scale * (1.0 + 2.0 * z_loss * lse) / total
-            _write_gradient(
+            write_gradient(
                 logits, first, grad, row * grad_stride, V, target, largest_cut, p_scale, scale, VEC, BLOCK
             )
 
@@ -194,6 +195,7 @@ def _gradient_kernel(
     stride,
     targets,
     stats,
+    stats_stride,
     row_grads,
     row_grads_stride,
     grad,
@@ -208,16 +210,16 @@ def _gradient_kernel(
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row).to(tl.int64)
     if target == ignore_index:
-        _write_zeros(grad, row * grad_stride, V, VEC, BLOCK)
+        write_zeros(grad, row * grad_stride, V, VEC, BLOCK)
     else:
         largest = tl.load(stats + row)
-        total = tl.load(stats + tl.num_programs(0) + row)
-        lse = largest + _logsumexp(largest, total)
+        total = tl.load(stats + stats_stride + row)
+        lse = largest + log_of_total(largest, total)
         scale = tl.load(row_grads + row * row_grads_stride).to(tl.float32)
         scale = tl.where((target >= 0) & (target < V), scale, float("nan"))
         p_scale = scale * (1.0 + 2.0 * z_loss * lse) / total
         cut = largest * 1.4426950408889634
-        _write_gradient(
+        write_gradient(
             logits, row * stride, grad, row * grad_stride, V, target, cut, p_scale, scale, VEC, BLOCK
         )
 
@@ -320,7 +322,7 @@ def launch_forward(
     cut = _launch(logits, grad)
     written = logits if grad is None else grad
     _forward_kernel[(N,)](
-        logits, logits.stride(0), targets, written, written.stride(0), losses, stats,
+        logits, logits.stride(0), targets, written, written.stride(0), losses, stats, stats.stride(0),
         losses if count is None else count, V, ignore_index, z_loss,
         GRAD=grad is not None, MEAN=count is not None, VEC=cut.vec, BLOCK=cut.block, num_warps=cut.warps,
     )  # fmt: skip
@@ -341,8 +343,8 @@ def launch_gradient(
         return
     cut = _launch(logits, grad)
     _gradient_kernel[(N,)](
-        logits, logits.stride(0), targets, stats, row_grads, row_grads.stride(0), grad, grad.stride(0),
-        V, ignore_index, z_loss, VEC=cut.vec, BLOCK=cut.block, num_warps=cut.warps,
+        logits, logits.stride(0), targets, stats, stats.stride(0), row_grads, row_grads.stride(0),
+        grad, grad.stride(0), V, ignore_index, z_loss, VEC=cut.vec, BLOCK=cut.block, num_warps=cut.warps,
     )  # fmt: skip
 
 

@@ -2,28 +2,38 @@
 
     logits = hidden weight^T,    loss = cross_entropy(logits, targets)
 
-- Tokens are taken in chunks. For each: logits by one matrix product, their gradient by the cross-entropy
-  kernel in the logits' place, then two products for the gradients of hidden and weight. What waits for the
-  backward is only those two gradients, already computed; it multiplies them by the incoming gradient.
-- The matrix products are PyTorch's. A vocabulary of 50,257 keeps them from their fastest kernels, fivefold:
-  so rows of logits are padded to 128 bytes, and the columns beyond the last multiple of eight go apart.
+There are two ways. In both the forward computes the gradients, and the backward multiplies them by the one
+that comes in. The products are PyTorch's.
+
+Chunks of tokens. For each: logits by one product, their gradient by the cross-entropy kernel in their place,
+then two products for the gradients of hidden and weight.
+
+- A vocabulary of 50,257 keeps products from their fastest kernels, fivefold: so rows of logits are padded to
+  128 bytes, and the columns beyond the last multiple of eight go apart.
 - The gradient of a 16-bit weight is summed in float32 and rounded once; a sum rounded after each chunk would
-  be 1.6 times as far from the truth as PyTorch's. It is kept in stripes, and each stripe is freed when it is
+  be 1.6 times as far from the truth as PyTorch's. It is kept in blocks of rows, and each is freed when it is
   rounded, so that both forms of the whole are never there together.
 - Each chunk reads and writes those sums once more, and small ones take longer: hence ``chunk_rows``, and
   the argument ``chunk`` for who has memory to spare.
-- ``reduction="none"`` computes the logits again in the backward, when the rows' gradients are known.
 
-FLOPs: 2 N V D for each of three products. Bytes, at least: hidden, weight and both gradients once.
-Memory: the gradients, as much again for the sums, and one chunk, against 2 N V elements unfused.
+Stripes of the vocabulary (``linear_cross_entropy_stripes.py``). The weight's gradient is never summed, but
+most logits are computed twice: faster where D is small, as a product then takes less time than the sums.
+
+``chunk=None``: all at once where that takes no more than a stripe may, else what costs less by ``_plan``.
+``reduction="none"`` computes all logits again in the backward, when the rows' gradients are known.
+
+FLOPs: 2 N V D for each of three products, in n stripes of 4 - 1/n. Bytes, at least: hidden, weight and both
+gradients once; more by 8 V D for each chunk, or 8 N D for each stripe.
+Memory: the gradients, one chunk or stripe, and for the sums of 16-bit numbers 2 V D bytes more in chunks, or
+2 N D in stripes; against 2 N V elements unfused.
 The same bits on every run.
-Idea: Liger Kernel (Hsu et al. 2024, arXiv:2410.10989), section 3.2.
+Idea of chunks: Liger Kernel (Hsu et al. 2024, arXiv:2410.10989), section 3.2.
 """
 
 from collections.abc import Callable
 from functools import wraps
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,11 +52,12 @@ from kernels.cross_entropy import (
     take_gradient,
 )
 from kernels.cross_entropy import reference as cross_entropy_reference
+from kernels.linear_cross_entropy_stripes import HAVE_OUT_DTYPE, Stripes, add_product, stripe_width
 
 CHUNK_BYTES, CHUNK_SHARE, MIN_ROWS = 72_000_000, 0.7, 256
-STRIPES = 4
+PARTS = 4  # of the sums, by rows of the weight
 ALIGNED = 8  # columns
-HAVE_OUT_DTYPE = hasattr(torch.ops.aten.addmm, "dtype_out")  # 16-bit factors, float32 sum: torch 2.8
+FLOPS_PER_BYTE = {2: 230, 4: 20}  # of products and copies on an H100, by the size of an element
 
 
 def chunk_rows(N: int, V: int, D: int, itemsize: int) -> int:
@@ -60,16 +71,38 @@ def chunk_rows(N: int, V: int, D: int, itemsize: int) -> int:
     return min(cdiv(even, 64) * 64, most, max(N, 1))
 
 
-def _rows_of_chunk(hidden: Tensor, weight: Tensor, chunk: int) -> int:
-    """Rows of a chunk: those asked for, or of our own choice where that is 0."""
-    N, (V, D) = len(hidden), weight.shape
-    return min(chunk, max(N, 1)) or chunk_rows(N, V, D, hidden.element_size())
+class Plan(NamedTuple):
+    """Tokens of a chunk, or columns of a stripe where that is not 0."""
+
+    rows: int
+    width: int = 0
 
 
-def _each_chunk(hidden: Tensor, weight: Tensor, chunk: int, use: Callable[[slice, Tensor], None]) -> None:
-    """``use(rows, logits of these rows)`` chunk by chunk, in one buffer, which is free again afterwards."""
+def _plan(
+    hidden: Tensor, weight: Tensor, chunk: int, of_hidden: bool, of_weight: bool, again: bool = False
+) -> Plan:
+    """What was asked for, or where ``chunk`` is 0 what costs less, in bytes moved.
+
+    Counted are the sums in float32: in chunks those of the weight, zeroed, read and written by each, rounded
+    and copied; in stripes those of hidden. Logits computed twice count as the bytes that could be moved
+    meanwhile, and not where they are computed ``again`` anyhow.
+    """
+    N, (V, D), itemsize = len(hidden), weight.shape, hidden.element_size()
+    if chunk:
+        return Plan(min(chunk, max(N, 1)))
+    width = stripe_width(N, V, D, itemsize)
+    if width >= V:
+        return Plan(max(N, 1))
+    rows = chunk_rows(N, V, D, itemsize)
+    in_chunks = V * D * (8 * cdiv(N, rows) + 14) * of_weight
+    twice = 0 if again else 2 * N * D * (V - width) // FLOPS_PER_BYTE[itemsize]
+    in_stripes = 8 * N * D * cdiv(V, max(width, 1)) * of_hidden + twice
+    return Plan(0, width) if width and in_stripes < in_chunks else Plan(rows)
+
+
+def _each_chunk(hidden: Tensor, weight: Tensor, rows: int, use: Callable[[slice, Tensor], None]) -> None:
+    """``use(part, its logits)`` for each chunk of rows, in one buffer, which is free again afterwards."""
     N, V = len(hidden), len(weight)
-    rows = _rows_of_chunk(hidden, weight, chunk)
     per_line = 128 // hidden.element_size()
     buffer = hidden.new_empty(rows, cdiv(V, per_line) * per_line)
     whole = V // ALIGNED * ALIGNED
@@ -96,16 +129,16 @@ class _Gradients:
         self.whole = V // ALIGNED * ALIGNED
         self.once = once
         self.sums: list[Tensor] = []
-        self.stripes: list[slice] = []
+        self.parts: list[slice] = []
         if of_weight and once:
-            self.stripes = [slice(0, self.whole), slice(self.whole, V)]
+            self.parts = [slice(0, self.whole), slice(self.whole, V)]
             self.sums = [weight.new_zeros(V, D) if not len(hidden) else weight.new_empty(V, D)]
         elif of_weight:
-            length = max(cdiv(self.whole, STRIPES * ALIGNED) * ALIGNED, ALIGNED)
+            length = max(cdiv(self.whole, PARTS * ALIGNED) * ALIGNED, ALIGNED)
             bounds = [*range(0, self.whole, length), self.whole, V]
-            self.stripes = [slice(a, b) for a, b in pairwise(bounds) if a < b]
+            self.parts = [slice(a, b) for a, b in pairwise(bounds) if a < b]
             dtype = torch.float32 if hidden.is_cpu or HAVE_OUT_DTYPE else weight.dtype
-            self.sums = [weight.new_zeros(each.stop - each.start, D, dtype=dtype) for each in self.stripes]
+            self.sums = [weight.new_zeros(each.stop - each.start, D, dtype=dtype) for each in self.parts]
 
     def add(self, part: slice, grad: Tensor) -> None:
         """Add the chunk whose gradient of the logits is ``grad``."""
@@ -119,12 +152,12 @@ class _Gradients:
                 torch.mm(grad[:, whole:], weight[whole:], out=target)
                 target.addmm_(grad[:, :whole], weight[:whole])
         if self.once:
-            for columns in self.stripes:
+            for columns in self.parts:
                 if columns.start < columns.stop:
                     torch.mm(grad[:, columns].t(), hidden[part], out=self.sums[0][columns])
             return
-        for columns, total in zip(self.stripes, self.sums, strict=True):
-            _add_product(total, grad[:, columns].t(), hidden[part])
+        for columns, total in zip(self.parts, self.sums, strict=True):
+            add_product(total, grad[:, columns].t(), hidden[part])
 
     def of_weight(self) -> Tensor:
         """The gradient of the weight in its own dtype; the sums are gone then."""
@@ -137,16 +170,6 @@ class _Gradients:
         while self.sums:
             rounded.append(self.sums.pop(0).to(weight.dtype))
         return torch.cat(rounded)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, also where the total is float32 and the factors are not."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    elif total.is_cpu:
-        total.addmm_(a.float(), b.float())
-    else:
-        torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
 
 
 def _empty_gradients(
@@ -186,17 +209,23 @@ def _fused_forward(
     of_hidden: bool,
     of_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-    once = _rows_of_chunk(hidden, weight, chunk) >= len(hidden)
-    gradients = _Gradients(hidden, weight, of_hidden, of_weight, once)
     count = count_targets(targets, ignore_index) if mean else None
-    stats = torch.empty_like(losses).expand(2, -1).clone()
+    plan = _plan(hidden, weight, chunk, of_hidden, of_weight)
+    if plan.width:
+        each = hidden.new_ones((), dtype=torch.float32) if count is None else count.reciprocal()
+        row_grads = each.expand(len(hidden))
+        stripes = Stripes(hidden, weight, targets, plan.width, ignore_index, z_loss)
+        losses, stats = stripes.losses(row_grads)
+        return reduce_losses(losses, count), *stripes.gradients(stats, row_grads, of_hidden, of_weight, True)
+    losses, stats = _rows_fake(hidden, weight, targets, ignore_index, z_loss, chunk)
+    gradients = _Gradients(hidden, weight, of_hidden, of_weight, plan.rows >= len(hidden))
 
     def use(part: slice, logits: Tensor) -> None:
-        launch_forward(logits, targets[part], logits, losses[part], stats, count, ignore_index, z_loss)
+        found = stats[:, part]
+        launch_forward(logits, targets[part], logits, losses[part], found, count, ignore_index, z_loss)
         gradients.add(part, logits)
 
-    _each_chunk(hidden, weight, chunk, use)
+    _each_chunk(hidden, weight, plan.rows, use)
     return reduce_losses(losses, count), gradients.hidden, gradients.of_weight()
 
 
@@ -233,13 +262,15 @@ def _fused_backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ..
 def _rows_forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
+    plan = _plan(hidden, weight, chunk, True, True, again=True)
+    if plan.width:
+        return Stripes(hidden, weight, targets, plan.width, ignore_index, z_loss).losses(None)
     losses, stats = _rows_fake(hidden, weight, targets, ignore_index, z_loss, chunk)
 
     def use(part: slice, logits: Tensor) -> None:
-        found = stats[2 * part.start : 2 * part.stop]
-        launch_forward(logits, targets[part], None, losses[part], found, None, ignore_index, z_loss)
+        launch_forward(logits, targets[part], None, losses[part], stats[:, part], None, ignore_index, z_loss)
 
-    _each_chunk(hidden, weight, chunk, use)
+    _each_chunk(hidden, weight, plan.rows, use)
     return losses, stats
 
 
@@ -247,7 +278,7 @@ def _rows_fake(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, z_loss: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
     N = hidden.shape[0]
-    return hidden.new_empty(N, dtype=torch.float32), hidden.new_empty(2 * N, dtype=torch.float32)
+    return hidden.new_empty(N, dtype=torch.float32), hidden.new_empty(2, N, dtype=torch.float32)
 
 
 def _rows_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -278,15 +309,17 @@ def _gradients_forward(
     of_hidden: bool,
     of_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    once = _rows_of_chunk(hidden, weight, chunk) >= len(hidden)
-    gradients = _Gradients(hidden, weight, of_hidden, of_weight, once)
+    plan = _plan(hidden, weight, chunk, of_hidden, of_weight, again=True)
+    if plan.width:
+        stripes = Stripes(hidden, weight, targets, plan.width, ignore_index, z_loss)
+        return stripes.gradients(stats, row_grads, of_hidden, of_weight, False)
+    gradients = _Gradients(hidden, weight, of_hidden, of_weight, plan.rows >= len(hidden))
 
     def use(part: slice, logits: Tensor) -> None:
-        found = stats[2 * part.start : 2 * part.stop]
-        launch_gradient(logits, targets[part], found, row_grads[part], logits, ignore_index, z_loss)
+        launch_gradient(logits, targets[part], stats[:, part], row_grads[part], logits, ignore_index, z_loss)
         gradients.add(part, logits)
 
-    _each_chunk(hidden, weight, chunk, use)
+    _each_chunk(hidden, weight, plan.rows, use)
     return gradients.hidden, gradients.of_weight()
 
 
@@ -343,7 +376,8 @@ def linear_cross_entropy(
         weight: of the output layer, in the dtype of ``hidden`` (under autocast both are cast).
         targets, ignore_index, reduction, z_loss: as for ``kernels.cross_entropy``.
         chunk: tokens whose logits exist at a time, at least 1; more are faster and take more memory (all at
-            once: N V elements). ``None``: few, see ``chunk_rows``.
+            once: N V elements). ``None``: little memory, in the way that costs less for these sizes; the
+            stripes of the vocabulary are only taken here.
 
     Returns:
         float32 (float64 for float64 inputs): a scalar, or with "none" one loss per row.
