@@ -21,7 +21,8 @@ def test_shows_every_entry_and_every_rung() -> None:
         assert f"{entry['loss']:.4f}" in page
         assert f"## {entry['class']}" in page
         assert f"`{entry['data']['val_sha256'][:12]}`" in page
-        assert f"  - {entry['start_seconds']:.0f}\n  - {entry['date']}" in page
+        assert f" ({entry['date']})\n  - {entry['loss']:.4f}\n" in page
+        assert f"  - {entry['flops']:.2e}\n  - {entry['start_seconds']:.0f}\n" in page
     assert page.count("<lm-plot") == len({(entry["class"], entry["data"]["val_sha256"]) for entry in entries})
     assert all(label.split(",")[0] in page for label, _ in LADDER)
 
