@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kernels._math import divide
 from kernels._runtime import Operator, as_rows, check_floating, next_power_of_2, sm_count, tl, triton, usable
 from kernels.bench.case import Bench, Function, Inputs, Shape, Work, compiled, installed, normal
 
@@ -182,8 +183,8 @@ def _forward_kernel(
         if GRAD:
             scale = tl.where(valid, 1.0, float("nan"))
             if MEAN:
-                scale = scale / tl.load(count)
-            p_scale = scale * (1.0 + 2.0 * z_loss * lse) / total
+                scale = divide(scale, tl.load(count), True)
+            p_scale = divide(scale * (1.0 + 2.0 * z_loss * lse), total, True)
             write_gradient(
                 logits, first, grad, row * grad_stride, V, target, largest_cut, p_scale, scale, VEC, BLOCK
             )
@@ -217,7 +218,7 @@ def _gradient_kernel(
         lse = largest + log_of_total(largest, total)
         scale = tl.load(row_grads + row * row_grads_stride).to(tl.float32)
         scale = tl.where((target >= 0) & (target < V), scale, float("nan"))
-        p_scale = scale * (1.0 + 2.0 * z_loss * lse) / total
+        p_scale = divide(scale * (1.0 + 2.0 * z_loss * lse), total, True)
         cut = largest * 1.4426950408889634
         write_gradient(
             logits, row * stride, grad, row * grad_stride, V, target, cut, p_scale, scale, VEC, BLOCK
@@ -244,7 +245,7 @@ def _total_kernel(losses, N, count, loss, MEAN: tl.constexpr, BLOCK: tl.constexp
         found += tl.load(losses + at + lane, mask=at + lane < N, other=0.0)
     total = tl.sum(found, 0)
     if MEAN:
-        total = total / tl.load(count)
+        total = divide(total, tl.load(count), True)
     tl.store(loss, total)
 
 

@@ -19,6 +19,7 @@ Online softmax: Milakov and Gimelshein 2018, arXiv:1805.02867.
 import torch
 from torch import Tensor
 
+from kernels._math import divide
 from kernels._runtime import cdiv, next_power_of_2, tl, triton
 from kernels.cross_entropy import (
     below,
@@ -126,7 +127,7 @@ def _ahead_kernel(
         if GRAD:
             scale = tl.load(row_grads + row * row_grads_stride)
             scale = tl.where((target >= 0) & (target < V), scale, float("nan"))
-            p_scale = scale * (1.0 + 2.0 * z_loss * lse) / total
+            p_scale = divide(scale * (1.0 + 2.0 * z_loss * lse), total, True)
             write_gradient(logits, first, logits, first, own, here, largest_cut, p_scale, scale, VEC, BLOCK)
             write_zeros(logits, row * stride, skip, VEC, BLOCK)
 
@@ -161,7 +162,7 @@ def _back_kernel(
         lse = largest + log_of_total(largest, total)
         scale = tl.load(row_grads + row * row_grads_stride)
         scale = tl.where((target >= 0) & (target < V), scale, float("nan"))
-        p_scale = scale * (1.0 + 2.0 * z_loss * lse) / total
+        p_scale = divide(scale * (1.0 + 2.0 * z_loss * lse), total, True)
         cut = largest * 1.4426950408889634
         here = target - start - skip
         write_gradient(logits, first, logits, first, width - skip, here, cut, p_scale, scale, VEC, BLOCK)

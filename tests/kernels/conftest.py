@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 # The rule: ‖ours - float64‖ / ‖float64‖ is at most SLACK times the same of PyTorch's kernel at the same
-# dtype, plus half a unit in the last place of float32, below which the order of a sum decides.
-SLACK, HALF_UNIT = 1.05, 2.0**-24
+# dtype, plus half a unit in the last place of float32, below which the order of a sum decides. The norm of n
+# rounding errors is itself off by a share of some 1/sqrt(2 n): a few values may be luckier there than here.
+SLACK, HALF_UNIT, LUCK = 1.05, 2.0**-24, 2.0
 # Triton's interpreter is less exact than a GPU: it cuts float32 to bfloat16 instead of rounding to nearest,
 # has no fused multiply-add, and adds in another order.
 INTERPRETER_SLACK = 2.5
@@ -67,6 +68,7 @@ def assert_as_exact() -> Callable[..., None]:
             slack, unit = INTERPRETER_SLACK, INTERPRETER_UNIT[dtype]
         mine, theirs = results(ours, inputs, upstream), results(torchs, inputs, upstream)
         for place, (a, b, c) in enumerate(zip(mine, theirs, right, strict=True)):
-            assert relative(a, c) <= slack * relative(b, c) + unit, f"result {place}"
+            luck = LUCK / max(c.numel(), 1) ** 0.5
+            assert relative(a, c) <= (slack + luck) * relative(b, c) + unit, f"result {place}"
 
     return check

@@ -164,7 +164,8 @@ def test_a_factor_scales_the_gradients_of_one_step(dtype: torch.dtype, device: s
     for mine, theirs in zip(ours, scaled, strict=True):
         for name in ("exp_avg", "exp_avg_sq"):
             a, b = (o.state[p][name] for o, p in zip(optimizers, (mine, theirs), strict=True))
-            torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-12)
+            # Where a sum of two steps cancels, what is left is the rounding of either, whatever its size.
+            torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-9 * b.abs().max().item())
     assert worst(ours, scaled) < {torch.bfloat16: 2.0**-7}.get(dtype, 1e-6)
 
 

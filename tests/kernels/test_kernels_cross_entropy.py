@@ -20,8 +20,9 @@ def drawn(rows: int, V: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor,
 
 
 def off(found: Tensor, right: Tensor) -> float:
+    """Relative, but to 1e-2 at least: a loss of 0 is a difference of numbers near 1, each rounded."""
     right = right.detach().double()
-    return ((found.detach().double() - right).norm() / right.norm().clamp_min(1e-3)).item()
+    return ((found.detach().double() - right).norm() / right.norm().clamp_min(1e-2)).item()
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -106,7 +106,8 @@ def test_a_large_mean_does_not_cancel(device: str) -> None:
     weight, bias = torch.ones(300, device=device), torch.zeros(300, device=device)
     exact = torchs(x.double(), weight.double(), bias.double())
     found = layer_norm(x, weight, bias)
-    assert (found - exact).abs().max() < 2 * 2**-11  # float32 at 1e4 is rounded to 2**-10, the mean too
+    # float32 at 1e4 is rounded to 2**-10: the mean is off by half of that, and by as much by its sum.
+    assert (found - exact).abs().max() < 3 * 2**-11
     assert (found.std(-1).double() / exact.std(-1) - 1).abs().max() < 1e-6
 
 
