@@ -44,6 +44,8 @@ def figure(
 ) -> go.Figure:
     """A figure in the book's template.
 
+    Jupyter shows the value of a cell's last line only: anywhere else in a cell call the figure's `show()`.
+
     Args:
         data: traces: plotly objects, or dictionaries such as `{"x": sizes, "y": ratios, "name": "English"}`;
             `type` is "scatter" where it is left out. Arrays, tensors and lists are taken.
@@ -150,7 +152,7 @@ def _template() -> go.layout.Template:
             "xaxis": axis,
             "yaxis": axis,
         },
-        data={"scatter": series, "heatmap": [{"colorscale": "Cividis"}]},
+        data={"scatter": series, "heatmap": [{"colorscale": "Cividis", "colorbar": {"thickness": 14}}]},
     )
 
 
