@@ -12,7 +12,7 @@ import torch
 from lmlib.architecture import TransformerLM
 from lmlib.book.records import parse
 from lmlib.resources.units import ArgumentError
-from lmlib.training import bench
+from lmlib.training import alone, bench
 from lmlib.training.bench import (
     TINY,
     VARIANTS,
@@ -71,6 +71,24 @@ def test_the_book_kernels_take_the_same_steps() -> None:
     assert max(plain.losses) - min(plain.losses) > 0.2  # steps that are seen
     assert ours.losses == pytest.approx(plain.losses, abs=0.05)
     assert exact.losses == pytest.approx(plain.losses, abs=1e-3)
+
+
+def test_in_bf16_both_programs_take_the_same_first_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far closer than with master weights that start from rounded ones, which fall behind at once."""
+    shape = Shape(4096, 64, 128, 2, 4, batch_size=8, warm=3, steps=4, stretch=1, log=1)
+    data, start = micro_world_tokens(shape, str(tmp_path)), starting_model(shape)
+    plain = time_plain(shape, data, copy.deepcopy(start), "cpu")
+    variant = Variant("PyTorch's parts", attention="auto", kernels="sdpa", loss="full", optimizer="auto")
+
+    def apart() -> float:
+        ours = time_ours(shape, data, start, "cpu", variant)
+        return max(abs(one - other) for one, other in zip(plain.losses, ours.losses, strict=True))
+
+    assert apart() < 5e-4
+    monkeypatch.setattr(alone, "keep_unrounded", lambda model: None)
+    assert apart() > 1e-3
 
 
 def test_in_fp32_both_programs_take_the_same_50_steps(
