@@ -42,7 +42,11 @@
   }
   addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
 
-  for (const button of document.querySelectorAll(".lm-print")) button.addEventListener("click", () => print());
+  /* A plot is drawn when it comes into view; all of them are before they are printed. */
+  for (const button of document.querySelectorAll(".lm-print")) button.addEventListener("click", async () => {
+    await Promise.all([...document.querySelectorAll("lm-plot")].map(plot => plot.show?.()));
+    print();
+  });
 
   /* Paper cannot be unfolded. What was opened for it is closed again afterwards. */
   let opened = [];

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.browser
 PRICE, MERGE, VIEW = (f"tokenization/{what}" for what in ("vocabulary-size", "merge-steps", "token-view"))
 READY_WITHIN, WITHIN, DRAWN_WITHIN = 6000, 50, 150  # ms, as the book promises
 SLACK = 4  # of the time to be ready by the clock: the machine that tests may be busy
+
+SITE_JS = Path(__file__).resolve().parents[2] / "book" / "_static" / "site.js"
 
 Visit = Callable[..., Any]
 
@@ -229,6 +232,32 @@ def test_a_plot_keeps_its_height_on_a_phone(
     title = page.locator("lm-plot .gtitle").bounding_box()
     beside = page.locator("lm-plot .ytitle").bounding_box()
     assert title["y"] + title["height"] <= beside["y"] + 1
+    page.close()
+
+
+def test_paper_gets_every_plot_in_dark_ink(
+    browser: Any, live_url: str, write_page: Callable[[str, str], None]
+) -> None:
+    figure = {"data": [{"x": [1, 2], "y": [3, 4]}], "layout": {"title": {"text": "A title"}}}
+    plot = f'<lm-plot><script type="application/json">{json.dumps(figure)}</script></lm-plot>'
+    button = '<button class="lm-print">Print</button><div style="height: 4000px"></div>'
+    write_page("plot", button + plot + plot)
+    page = browser.new_page()
+    page.goto(f"{live_url}/plot.html")
+    page.add_script_tag(path=SITE_JS)
+    page.evaluate("() => { document.documentElement.dataset.theme = 'dark'; }")
+    drawn = "document.querySelectorAll('lm-plot[data-drawn]').length"
+    assert page.evaluate(drawn) == 0
+    page.evaluate(f"() => {{ window.print = () => {{ window.printed = {drawn}; }}; }}")
+    page.locator(".lm-print").click()
+    page.wait_for_function("window.printed !== undefined")
+    assert page.evaluate("window.printed") == 2
+    ink = "getComputedStyle(document.querySelector('lm-plot .gtitle')).fill"
+    light = page.evaluate(ink)
+    page.evaluate("() => { dispatchEvent(new Event('beforeprint')); }")
+    assert max(int(part) for part in re.findall(r"\d+", page.evaluate(ink))) < 100
+    page.evaluate("() => { dispatchEvent(new Event('afterprint')); }")
+    assert page.evaluate(ink) == light
     page.close()
 
 

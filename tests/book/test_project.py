@@ -75,10 +75,7 @@ def test_a_figure_in_the_middle_of_a_cell_is_found() -> None:
 
 
 @every_notebook
-def test_every_figure_is_shown(path: Path, request: pytest.FixtureRequest) -> None:
-    if path.stem == "04_resources":
-        reason = "its pipeline schedule, in the middle of a cell, still wants a .show()"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_every_figure_is_shown(path: Path) -> None:
     cells = settings.read_notebook(path)["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert [call for source in code for call in _unshown_figures(source)] == []

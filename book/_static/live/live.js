@@ -126,11 +126,20 @@
     Object.assign(document.createElement("script"), {src, onload: ok, onerror: no}))));
   const plotly = script(PLOTLY), template = script(new URL("template.js", here));
   const drawn = new Set();
-  new MutationObserver(() => drawn.forEach(plot => plot.recolour()))
-    .observe(document.documentElement, {attributes: true, attributeFilter: ["data-theme"]});
+  const recolour = () => drawn.forEach(plot => plot.recolour());
+  new MutationObserver(recolour).observe(document.documentElement, {attributes: true, attributeFilter: ["data-theme"]});
+
+  /* Paper is white, and nobody scrolls it: what has not come into view is drawn for it. That is in time where
+     plotly is there already; the print button waits for it (site.js). */
+  let paper = false;
+  addEventListener("beforeprint", () => {
+    paper = true;
+    if (globalThis.Plotly) document.querySelectorAll("lm-plot").forEach(plot => plot.show());
+  });
+  addEventListener("afterprint", () => { paper = false; recolour(); });
 
   const colours = () => {
-    const dark = document.documentElement.dataset.theme === "dark";
+    const dark = document.documentElement.dataset.theme === "dark" && !paper;
     return dark ? {ink: "#d5dbe1", grid: "#3d4754", card: "#1f2630"} : {ink: "#2b333b", grid: "#d9dee3", card: "#ffffff"};
   };
 
