@@ -1,8 +1,8 @@
 """Time on a GPU: events round each call, a cold cache, full queues, and rounds in which all take turns.
 
-- Before each call a buffer larger than the L2 cache is overwritten, so that inputs come from memory. That leaves
-  the lines that a kernel loaded with ``evict_last``, and the next call, its own or a competitor's, finds them (on
-  an H100 3 of 28 microseconds): so the driver is first asked to let them go.
+- Before each call a buffer larger than the L2 cache is overwritten, so that inputs come from memory. That
+  leaves the lines that a kernel loaded with ``evict_last``: the next call, its own or a competitor's, finds
+  them (on an H100 3 of 28 microseconds). So the driver is first asked to let them go.
 - Then the GPU is kept waiting for as long as the CPU needs to enqueue the call. The events so see the time of
   the kernels alone, as in training, where the CPU is ahead; otherwise small kernels would be timed by how
   fast Python launches them.
