@@ -116,6 +116,13 @@ class Together(Alone):
 class Replicated(Together):
     """DDP."""
 
+    def prepare(self, model: nn.Module, policy: Precision) -> Precision:
+        """As of one process, from the main one's weights: DDP hands on those that are rounded, later."""
+        if policy.master:
+            for parameter in model.parameters():
+                dist.broadcast(parameter.detach(), 0)
+        return super().prepare(model, policy)
+
     def wrap(self, module: nn.Module, model: nn.Module) -> nn.Module:
         """The module whose backward pass averages gradients over the processes."""
         ids = [self.device.index] if self.device.type == "cuda" else None

@@ -94,6 +94,46 @@ def test_fsdp2_in_bf16(alone: Path, optimizer: str) -> None:
     assert any(not torch.equal(each, each.bfloat16().float()) for each in weights.values())
 
 
+UNEQUAL = """
+import sys
+import torch
+import torch.distributed as dist
+from lmlib.architecture import ModelConfig, TransformerLM
+from lmlib.training.config import ParallelSettings
+from lmlib.training.dataset import TokenData
+from lmlib.training.optimizers import OptimizerSettings
+from lmlib.training.parallel import join
+from lmlib.training.schedules import Schedule
+from lmlib.training.settings import TrainerSettings
+from lmlib.training.trainer import Trainer
+
+parallel = join(ParallelSettings("ddp"), "cpu")
+torch.manual_seed(parallel.rank)
+model = TransformerLM(ModelConfig(vocab_size=64, context_length=16, d_model=32, n_layers=1, n_heads=2))
+data = TokenData.from_array(list(range(64)) * 5, vocab_size=64)
+settings = TrainerSettings(batch_size=4, context_length=16, max_steps=2, device="cpu")
+Trainer(
+    model, OptimizerSettings(), Schedule("constant", 1e-3), data, None, settings,
+    precision="bf16", wrap=parallel,
+).fit()
+for parameter in model.parameters():
+    theirs = parameter.detach().clone()
+    dist.broadcast(theirs, 0)
+    assert torch.equal(theirs, parameter)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.distributed
+def test_processes_that_drew_different_weights_agree_on_those_of_the_first(tmp_path: Path) -> None:
+    """The master weights too, which are not what DDP hands round."""
+    script = tmp_path / "unequal.py"
+    script.write_text(UNEQUAL, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_needs_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ArgumentError, match=r"parallel\.kind: 'ddp' needs several processes: torchrun"):
