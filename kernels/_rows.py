@@ -20,7 +20,7 @@ from kernels._runtime import (
     triton,
 )
 
-ADD_COLUMNS, ADD_VALUES = 16, 8192  # of a tile of the kernel that adds the parts
+ADD_COLUMNS, ADD_VALUES, ADD_WARPS = 8, 8192, 4  # of a tile of the kernel that adds the parts
 # For the sums of the columns of a matrix: rows and columns of a tile, and tiles of a program, one below the
 # other; tiles loaded ahead, and warps.
 SUM_TILE, SUM_STAGES, SUM_WARPS = (16, 256, 16), 3, 4
@@ -38,12 +38,16 @@ def can_chain(device: torch.device) -> bool:
 
 
 class Launch(NamedTuple):
-    """Rows of a tile, warps of a program, programs an SM (0: one a tile), tiles loaded ahead."""
+    """Rows of a tile, warps of a program, programs an SM (0: one a tile), tiles loaded ahead.
+
+    ``chunk``: columns of a tile that does not hold whole rows (0: it does).
+    """
 
     rows: int
     warps: int
     per_sm: int = 0
     stages: int = 1
+    chunk: int = 0
 
 
 def rows_of_tile(values: int, block: int, rows: int, device: torch.device) -> int:
@@ -90,7 +94,7 @@ def add_parts(parts: Tensor, sums: Tensor, chained: bool = False) -> Tensor:
         ROWS=min(next_power_of_2(rows), ADD_VALUES // ADD_COLUMNS),
         BLOCK=ADD_COLUMNS,
         CHAINED=chained,
-        num_warps=8,
+        num_warps=ADD_WARPS,
         **({"launch_pdl": True} if chained else {}),
     )
     return sums

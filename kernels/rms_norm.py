@@ -14,7 +14,10 @@ Bytes, with R rows, D columns and b bytes a value: forward R (2 D b + 4), with r
 backward R (3 D b + 4), with residual R (4 D b + 4); in each the weight besides. About 4 and 8 R D FLOPs:
 one operation a byte, so the memory bus decides.
 
-- Forward: a program holds whole rows in registers: one read, one write. Narrow rows share a program.
+- Forward: of narrow rows a program holds some whole in registers. A row of more than 1,024 columns it goes
+  over twice, in chunks: first the sum of squares, then y. What the second pass reads is still in the cache,
+  so memory sees one read and one write; a program needs few registers, so more rows are under way at once.
+  With a residual rows are held whole at any width.
 - Backward: with n = total * rstd and g = dy * weight, dx = (g - n mean(g n)) rstd, and dweight = sum over
   rows of dy * n. A fixed number of programs walk over the rows and each keeps its part of dweight in
   registers; a second kernel adds the parts. No atomics: on one machine the same inputs give the same bits.
@@ -27,46 +30,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels._rows import Launch, add_parts, can_chain, grid, rows_of_tile, stages
-from kernels._runtime import Operator, as_rows, check_floating, next_power_of_2, tl, triton, usable
+from kernels._runtime import (
+    Operator,
+    as_rows,
+    cdiv,
+    check_floating,
+    next_power_of_2,
+    sm_count,
+    tl,
+    triton,
+    usable,
+)
 from kernels.bench.case import Bench, Inputs, Shape, UnavailableError, Work, compiled, installed, normal
 
 MAX_COLUMNS = 32_768  # a row of more spills out of the registers
-
-
-@triton.jit
-def _forward_tile(
-    X,
-    RESIDUAL,
-    WEIGHT,
-    Y,
-    TOTAL,
-    RSTD,
-    start,
-    rows,
-    columns,
-    x_stride,
-    residual_stride,
-    eps,
-    ADD: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Rows ``start`` .. ``start + ROWS``."""
-    column = tl.arange(0, BLOCK)[None, :]
-    inside = column < columns
-    row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
-    mask = (row < rows) & inside
-    total = tl.load(X + row * x_stride + column, mask, other=0.0).to(tl.float32)
-    weight = tl.load(WEIGHT + column, inside, other=0.0)
-    if ADD:
-        total += tl.load(RESIDUAL + row * residual_stride + column, mask, other=0.0).to(tl.float32)
-        rounded = total.to(TOTAL.dtype.element_ty)
-        tl.store(TOTAL + row * columns + column, rounded, mask)
-        total = rounded.to(tl.float32)  # what the backward will read, and what unfused code would see
-    rstd = tl.rsqrt(tl.sum(total * total, 1, keep_dims=True) / columns + eps)
-    y = total * rstd * weight.to(tl.float32)
-    tl.store(Y + row * columns + column, y.to(Y.dtype.element_ty), mask)
-    tl.store(RSTD + row, rstd, row < rows)
 
 
 @triton.jit
@@ -85,21 +62,43 @@ def _forward(
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
-    WALK: tl.constexpr,
 ):
-    start = tl.program_id(0) * ROWS
-    # fmt: off
-    if WALK:
-        for each in tl.range(start, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
-            _forward_tile(X, RESIDUAL, WEIGHT, Y, TOTAL, RSTD, each, rows, columns, x_stride, residual_stride,
-                          eps, ADD, ROWS, BLOCK)
-    else:
-        # Not a loop of one turn: out of a loop the compiler moves the weight's load and its widening, so that
-        # x would be loaded only after the weight has come, and both would hold registers.
-        _forward_tile(X, RESIDUAL, WEIGHT, Y, TOTAL, RSTD, start, rows, columns, x_stride, residual_stride,
-                      eps, ADD, ROWS, BLOCK)
-    # fmt: on
+    """Some whole rows a program, in registers."""
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = column < columns
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)
+    mask = (row < rows) & inside
+    total = tl.load(X + row * x_stride + column, mask, other=0.0).to(tl.float32)
+    weight = tl.load(WEIGHT + column, inside, other=0.0)
+    if ADD:
+        total += tl.load(RESIDUAL + row * residual_stride + column, mask, other=0.0).to(tl.float32)
+        rounded = total.to(TOTAL.dtype.element_ty)
+        tl.store(TOTAL + row * columns + column, rounded, mask)
+        total = rounded.to(tl.float32)  # what the backward will read, and what unfused code would see
+    rstd = tl.rsqrt(tl.sum(total * total, 1, keep_dims=True) / columns + eps)
+    y = total * rstd * weight.to(tl.float32)
+    tl.store(Y + row * columns + column, y.to(Y.dtype.element_ty), mask)
+    tl.store(RSTD + row, rstd, row < rows)
+
+
+@triton.jit
+def _forward_in_chunks(X, WEIGHT, Y, RSTD, columns, x_stride, eps, CHUNK: tl.constexpr):
+    """One row a program, gone over twice: its scale, then y; evict_last keeps it in the cache meanwhile."""
+    row = tl.program_id(0).to(tl.int64)
+    squares = tl.zeros((CHUNK,), tl.float32)
+    for start in tl.range(0, columns, CHUNK):
+        column = start + tl.arange(0, CHUNK)
+        x = tl.load(X + row * x_stride + column, column < columns, other=0.0, eviction_policy="evict_last")
+        squares += x.to(tl.float32) * x.to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(squares, 0) / columns + eps)
+    tl.store(RSTD + row, rstd)
+    for start in tl.range(0, columns, CHUNK):
+        column = start + tl.arange(0, CHUNK)
+        inside = column < columns
+        x = tl.load(X + row * x_stride + column, inside, other=0.0, eviction_policy="evict_first")
+        weight = tl.load(WEIGHT + column, inside, other=0.0, eviction_policy="evict_last")
+        y = x.to(tl.float32) * rstd * weight.to(tl.float32)
+        tl.store(Y + row * columns + column, y.to(Y.dtype.element_ty), inside, cache_modifier=".cs")
 
 
 @triton.jit
@@ -149,9 +148,15 @@ def _backward(
 # -- launching -----------------------------------------------------------------------------------------------
 
 
-def forward_launch(rows: int, columns: int, device: torch.device) -> Launch:
-    """The forward's launch for a shape, from timings on Hopper GPUs."""
+def forward_launch(rows: int, columns: int, device: torch.device, add: bool = False) -> Launch:
+    """The forward's launch for a shape, with a residual to add or without, from timings on Hopper GPUs."""
     block = next_power_of_2(columns)
+    if block >= 2048 and not add:
+        # Half a row at a time, 16 bytes a lane. Where all rows fit on the GPU at once, eight to a processor,
+        # a quarter: with twice the warps the last rows would wait for the first.
+        fit = rows <= 8 * sm_count(device)
+        chunk = min(max(block // 4, 2048) if fit else block // 2, 8192)
+        return Launch(1, chunk // 256, chunk=chunk)
     tile = rows_of_tile(2048, block, rows, device)
     values_a_warp = 1024 if block <= 2048 else 512
     warps = min(max(tile * block // values_a_warp, 1), 8)
@@ -182,13 +187,17 @@ def launch_forward(
     flat = as_rows(x)
     added = flat if residual is None else as_rows(residual)
     rows = flat.shape[0]
-    launch = launch or forward_launch(rows, columns, x.device)
-    block = next_power_of_2(columns)
-    value_bytes = x.element_size() + (0 if residual is None else residual.element_size())
-    _forward[(grid(rows, launch, x.device),)](
+    launch = launch or forward_launch(rows, columns, x.device, add=residual is not None)
+    weight = weight.contiguous()
+    if launch.chunk and residual is None:  # a sum is gone over once
+        _forward_in_chunks[(rows,)](
+            flat, weight, y, rstd, columns, flat.stride(0), eps, CHUNK=launch.chunk, num_warps=launch.warps
+        )
+        return y, total, rstd
+    _forward[(cdiv(rows, launch.rows),)](
         flat,
         added,
-        weight.contiguous(),
+        weight,
         y,
         total,
         rstd,
@@ -199,9 +208,7 @@ def launch_forward(
         eps,
         ADD=residual is not None,
         ROWS=launch.rows,
-        BLOCK=block,
-        STAGES=stages(launch, launch.rows * block * value_bytes, x.device),
-        WALK=launch.per_sm > 0,
+        BLOCK=next_power_of_2(columns),
         num_warps=launch.warps,
     )
     return y, total, rstd

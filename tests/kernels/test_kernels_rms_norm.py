@@ -15,7 +15,7 @@ from kernels._runtime import DTYPES
 from kernels.cuda import rms_norm as cuda
 
 module = importlib.import_module("kernels.rms_norm")
-SHAPES = ((1, 131), (2, 3, 64), (70, 33))
+SHAPES = ((1, 131), (2, 3, 64), (70, 33), (3, 1301))
 Check = Callable[..., None]
 
 
@@ -50,12 +50,66 @@ def test_as_exact_as_pytorch(
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(4096, 512), (4096, 768), (3000, 2048), (2049, 4096), (1025, 8192), (300, 16_384), (99, 32_768)]
+    "shape",
+    [
+        (4096, 512),
+        (4096, 768),
+        (900, 1100),
+        (3000, 2048),
+        (999, 4096),
+        (2049, 4096),
+        (1025, 8192),
+        (300, 16_384),
+        (99, 32_768),
+    ],
 )
 def test_as_exact_as_pytorch_at_size(
     assert_as_exact: Check, shape: tuple[int, ...], dtype: torch.dtype, device: str
 ) -> None:
     compare(assert_as_exact, shape, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 131), (7, 33), (2, 3, 64)])
+@pytest.mark.parametrize(
+    "launch", [module.Launch(4, 2), *(module.Launch(1, 1, chunk=c) for c in (16, 64, 256))]
+)
+def test_whole_rows_and_chunks_are_as_exact(
+    assert_as_exact: Check, shape: tuple[int, ...], dtype: torch.dtype, launch: module.Launch, device: str
+) -> None:
+    """Chunks that fill the row, that leave a rest, and one that is longer than the row."""
+    x = draw(shape, dtype, device, 1)[0]
+    weight = torch.randn(shape[-1], device=device).to(dtype)
+
+    def ours(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        y, _, rstd = module.launch_forward(x, None, weight, 1e-5, launch)
+        return y, rstd
+
+    def exact(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return module.reference(x, weight, 1e-5), torch.rsqrt(wide.square().mean(-1) + 1e-5)
+
+    assert_as_exact(ours, lambda x, w: (torchs(x, w), exact(x, w)[1]), exact, [x, weight], gradients=False)
+
+
+def test_chunks_of_strided_rows(device: str) -> None:
+    wide = torch.randn(6, 80, device=device)
+    weight = torch.randn(80, device=device)[::2]
+    y, _, _ = module.launch_forward(wide[:, 20:60], None, weight, 1e-5, module.Launch(1, 1, chunk=16))
+    assert torch.allclose(y, torchs(wide[:, 20:60], weight), rtol=1e-5, atol=1e-6)
+
+
+def test_wide_rows_go_in_chunks_and_narrow_ones_and_sums_whole() -> None:
+    device = torch.device("cpu")
+    for rows in (1, 16, 17, 100_000):
+        for columns in (1, 512, 1024):
+            assert module.forward_launch(rows, columns, device).chunk == 0
+        for columns in (1025, 2048, 5000, 16_384, module.MAX_COLUMNS):
+            launch = module.forward_launch(rows, columns, device)
+            assert launch.rows == 1
+            assert 0 < launch.chunk < 2 * columns
+            assert launch.warps <= 32
+            assert module.forward_launch(rows, columns, device, add=True).chunk == 0
 
 
 def test_one_column(device: str) -> None:
@@ -126,7 +180,7 @@ def test_every_launch_gives_the_same(device: str) -> None:
     weight = torch.randn(48, device=device)
     y, _, rstd = module.launch_forward(x, None, weight, 1e-6)
     gradients = module.launch_backward(dy, None, x, weight, rstd)
-    for launch in (module.Launch(1, 1), module.Launch(4, 2, 1, 3), module.Launch(8, 4, 2, 2)):
+    for launch in (module.Launch(1, 1, chunk=16), module.Launch(4, 2, 1, 3), module.Launch(8, 4, 2, 2)):
         again, _, _ = module.launch_forward(x, None, weight, 1e-6, launch)
         assert torch.allclose(again, y, atol=1e-6)
         for a, b in zip(module.launch_backward(dy, None, x, weight, rstd, launch), gradients, strict=True):
