@@ -21,9 +21,9 @@ from kernels._runtime import (
 )
 
 ADD_COLUMNS, ADD_VALUES, ADD_WARPS = 8, 8192, 4  # of a tile of the kernel that adds the parts
-# For the sums of the columns of a matrix: rows and columns of a tile, and tiles of a program, one below the
-# other; tiles loaded ahead, and warps.
-SUM_TILE, SUM_STAGES, SUM_WARPS = (16, 256, 16), 3, 4
+# Sums of columns: rows and columns of a tile, its warps, tiles loaded ahead; programs an SM, so that all are
+# busy, and tiles of one program at most, one below the other.
+SUM_ROWS, SUM_COLUMNS, SUM_WARPS, SUM_STAGES, SUM_PROGRAMS, SUM_STEPS = 32, 128, 4, 3, 8, 64
 
 HAVE_CHAINS = HAVE_GPU and torch.version.hip is None and hasattr(getattr(tl.extra, "cuda", None), "gdc_wait")
 
@@ -121,11 +121,15 @@ def _sum_columns(
 def column_sums(x: Tensor) -> Tensor:
     """The sums of the columns of a contiguous matrix, in float32, rounded once to its dtype."""
     rows, columns = x.shape
-    tall, wide, steps = SUM_TILE
+    across = cdiv(columns, SUM_COLUMNS)
+    tiles = cdiv(rows, SUM_ROWS) * across
+    steps = min(next_power_of_2(cdiv(tiles, SUM_PROGRAMS * sm_count(x.device))), SUM_STEPS)
     sums = x.new_empty(columns)
-    parts = torch.empty(cdiv(rows, tall * steps), columns, dtype=torch.float32, device=x.device)
-    programs = cdiv(columns, wide) * len(parts)
-    _sum_columns[(programs,)](
-        x, parts, rows, columns, ROWS=tall, COLUMNS=wide, STEPS=steps, STAGES=SUM_STAGES, num_warps=SUM_WARPS
-    )
+    parts = torch.empty(cdiv(rows, SUM_ROWS * steps), columns, dtype=torch.float32, device=x.device)
+    if not len(parts) or not columns:
+        return sums.zero_()
+    _sum_columns[(across * len(parts),)](
+        x, parts, rows, columns, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS, STEPS=steps, STAGES=SUM_STAGES,
+        num_warps=SUM_WARPS,
+    )  # fmt: skip
     return add_parts(parts, sums)
