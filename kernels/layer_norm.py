@@ -29,10 +29,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels._rows import Launch, add_parts, can_chain, grid, rows_of_tile, stages
+from kernels._rows import Launch, add_parts, can_chain, grid, rows_of_tile, stages, whole_rows
 from kernels._runtime import Operator, as_rows, cdiv, check_floating, next_power_of_2, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, installed, normal
-from kernels.rms_norm import forward_launch
 
 MAX_COLUMNS = 16_384  # the backward holds sums for weight and bias: a row of more spills out of the registers
 
@@ -173,7 +172,7 @@ def launch_forward(
     if y.numel() == 0:
         return y, total, stats
     added = flat if residual is None else as_rows(residual)
-    launch = forward_launch(rows, columns, x.device)
+    launch = whole_rows(rows, columns, x.device)
     _forward[(cdiv(rows, launch.rows),)](
         flat,
         added,

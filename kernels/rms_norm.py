@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels._rows import Launch, add_parts, can_chain, grid, rows_of_tile, stages
+from kernels._rows import Launch, add_parts, can_chain, grid, rows_of_tile, stages, whole_rows
 from kernels._runtime import (
     Operator,
     as_rows,
@@ -151,16 +151,13 @@ def _backward(
 def forward_launch(rows: int, columns: int, device: torch.device, add: bool = False) -> Launch:
     """The forward's launch for a shape, with a residual to add or without, from timings on Hopper GPUs."""
     block = next_power_of_2(columns)
-    if block >= 2048 and not add:
-        # Half a row at a time, 16 bytes a lane. Where all rows fit on the GPU at once, eight to a processor,
-        # a quarter: with twice the warps the last rows would wait for the first.
-        fit = rows <= 8 * sm_count(device)
-        chunk = min(max(block // 4, 2048) if fit else block // 2, 8192)
-        return Launch(1, chunk // 256, chunk=chunk)
-    tile = rows_of_tile(2048, block, rows, device)
-    values_a_warp = 1024 if block <= 2048 else 512
-    warps = min(max(tile * block // values_a_warp, 1), 8)
-    return Launch(tile, warps if block <= 8192 else 16 if block == 16_384 else 32)
+    if block < 2048 or add:
+        return whole_rows(rows, columns, device)
+    # Half a row at a time, 16 bytes a lane. Where all rows fit on the GPU at once, eight to a processor, a
+    # quarter: with twice the warps the last rows would wait for the first.
+    fit = rows <= 8 * sm_count(device)
+    chunk = min(max(block // 4, 2048) if fit else block // 2, 8192)
+    return Launch(1, chunk // 256, chunk=chunk)
 
 
 def backward_launch(rows: int, columns: int, device: torch.device) -> Launch:

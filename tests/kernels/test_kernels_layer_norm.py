@@ -60,6 +60,23 @@ def test_as_exact_as_pytorch_at_size(
     compare(assert_as_exact, shape, dtype, device)
 
 
+@pytest.mark.parametrize(("columns", "warps"), [(768, 1), (2048, 2), (4096, 8), (8192, 8), (16_384, 16)])
+def test_the_forward_holds_whole_rows(columns: int, warps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many warps as were fastest for that, whatever RMSNorm does, whose rows go in chunks."""
+    seen = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *_, **options: seen.append(
+                (grid, options["BLOCK"] >= columns, options["num_warps"])
+            )
+
+    monkeypatch.setattr(module, "_forward", Kernel())
+    x = torch.zeros(3, columns)
+    module.launch_forward(x, None, None, x[0], x[0], 1e-5)
+    assert seen == [((3,), True, warps)]
+
+
 def test_rows_of_one_column_leave_the_bias(device: str) -> None:
     x = torch.tensor([[3.0], [-0.5]], device=device, requires_grad=True)
     bias = x.detach().new_tensor([0.25]).requires_grad_()
