@@ -9,8 +9,9 @@
   training needs, nor the derivative; cuBLASLt has both, for the GELU by tanh. So it is called directly.
 - For each product the library proposes several algorithms, and its first choice is not always the fastest
   (by up to 12 percent on an H100). The first call with new sizes times them. Only those count whose result
-  has the same bits as the first's, so that speed never changes a number; a stream that is being captured
-  into a CUDA graph takes the first.
+  has the same bits as the first's, so that speed never changes a number. That is found out with random
+  numbers: of zeros, which a layer may start with, all sums are equal. A stream that is being captured into a
+  CUDA graph takes the first.
 - The library is the one that PyTorch has loaded; ``fits`` says where it can be used: CUDA on Hopper, 16 bits,
   sizes that are multiples of 8. (Older GPUs do the epilogue in a pass of its own, which is slower.)
 
@@ -35,13 +36,14 @@ from kernels._runtime import capability
 
 HOPPER = (9, 0)
 ALIGNED = 8  # elements: sizes are multiples of it
+ALIGNED_BYTES = 256  # addresses are: what the library takes for granted where it is not told otherwise
 WORKSPACE_BYTES = 32 * 2**20
 PROPOSALS, SAMPLES = 16, 5
 
 # Values of the library's enumerations.
 _FLOAT32, _TYPES = 0, {torch.float16: 2, torch.bfloat16: 14}
 _COMPUTE_FLOAT32 = 68
-_TRANSPOSE_A, _TRANSPOSE_B, _EPILOGUE, _BIAS, _AUX, _AUX_STRIDE, _BIAS_TYPE = 3, 4, 7, 8, 11, 12, 26
+_TRANSPOSE_A, _EPILOGUE, _BIAS, _AUX, _AUX_STRIDE, _BIAS_TYPE = 3, 7, 8, 11, 12, 26
 _MAX_WORKSPACE = 1
 PLAIN, WITH_BIAS, GELU_AUX, GELU_AUX_BIAS, GELU_DERIVATIVE = 1, 4, 160, 164, 192
 
@@ -76,6 +78,7 @@ def _library() -> ctypes.CDLL | None:
     found.cublasLtMatrixLayoutCreate.argtypes = [pointer, number, *[ctypes.c_uint64] * 2, ctypes.c_int64]
     found.cublasLtMatmulPreferenceCreate.argtypes = [pointer]
     found.cublasLtMatmulPreferenceSetAttribute.argtypes = [pointer, number, pointer, size]
+    found.cublasLtMatmulPreferenceDestroy.argtypes = [pointer]
     found.cublasLtMatmulAlgoGetHeuristic.argtypes = [*[pointer] * 7, number, pointer, pointer]
     found.cublasLtMatmul.argtypes = [*[pointer] * 14, size, pointer]
     return found
@@ -153,13 +156,20 @@ class _Product:
 
     def __call__(self, a: Tensor, b: Tensor, d: Tensor, bias: Tensor | None, aux: Tensor | None) -> None:
         with self.lock:
-            if bias is not None:
-                self._set(_BIAS, ctypes.c_void_p(bias.data_ptr()))
-            if aux is not None:
-                self._set(_AUX, ctypes.c_void_p(aux.data_ptr()))
+            self._point(bias, aux)
             if self.chosen is None:
-                self.chosen = self._choose(a, b, d, aux)
+                proposals = self._proposals()
+                if torch.cuda.is_current_stream_capturing():  # nothing can be timed: a later call may choose
+                    return self._launch(proposals[0], a, b, d)
+                self.chosen = self._choose(proposals, a, b, d, bias, aux)
+                self._point(bias, aux)
             self._launch(self.chosen, a, b, d)
+
+    def _point(self, bias: Tensor | None, aux: Tensor | None) -> None:
+        if bias is not None:
+            self._set(_BIAS, ctypes.c_void_p(bias.data_ptr()))
+        if aux is not None:
+            self._set(_AUX, ctypes.c_void_p(aux.data_ptr()))
 
     def _launch(self, proposal: _Proposal, a: Tensor, b: Tensor, d: Tensor) -> None:
         workspace = torch.empty(proposal.workspace_bytes, dtype=torch.uint8, device=d.device)
@@ -186,26 +196,43 @@ class _Product:
             _handle(self.sizes.device), self.descriptor, self.a, self.b, self.d, self.d,
             preference, PROPOSALS, ctypes.byref(found), ctypes.byref(count),
         )  # fmt: skip
+        library.cublasLtMatmulPreferenceDestroy(preference)
         _done(done, f"find an algorithm for {self.sizes}")
-        return [each for each in found[: count.value] if each.state == 0]
+        usable = [each for each in found[: count.value] if each.state == 0]
+        if not usable:
+            raise RuntimeError(f"cuBLASLt has no algorithm for {self.sizes}")
+        return usable
 
-    def _choose(self, a: Tensor, b: Tensor, d: Tensor, aux: Tensor | None) -> _Proposal:
-        """The fastest of those that compute the same bits as the first."""
-        first, *others = self._proposals()
-        if torch.cuda.is_current_stream_capturing():
-            return first
-        results = [d] if aux is None else [d, aux]
-
-        def compute(proposal: _Proposal) -> list[Tensor]:
+    def _choose(
+        self,
+        proposals: list[_Proposal],
+        a: Tensor,
+        b: Tensor,
+        d: Tensor,
+        bias: Tensor | None,
+        aux: Tensor | None,
+    ) -> _Proposal:
+        """The fastest of those with the same bits as the first; writes to d, and to aux if that is a result."""
+        generator = torch.Generator(d.device)
+        a, b = _random(a, generator), _random(b, generator)
+        results = [d]
+        if aux is not None and self.sizes.epilogue != GELU_DERIVATIVE:
+            results.append(aux)
+        elif aux is not None:
+            aux = _random(aux, generator)
+            self._point(bias, aux)
+        self._launch(proposals[0], a, b, d)
+        expected = [each.clone() for each in results]
+        same = proposals[:1]
+        for proposal in proposals[1:]:
             self._launch(proposal, a, b, d)
-            return [each.clone() for each in results]
-
-        expected = compute(first)
-        same = [first]
-        for proposal in others:
-            if all(map(torch.equal, compute(proposal), expected)):
+            if all(map(torch.equal, results, expected)):
                 same.append(proposal)
         return min(same, key=lambda proposal: _milliseconds(lambda: self._launch(proposal, a, b, d)))
+
+
+def _random(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.empty_like(like).normal_(generator=generator)
 
 
 def _layout(kind: int, rows: int, columns: int) -> ctypes.c_void_p:
@@ -239,10 +266,15 @@ def _multiply(
 ) -> Tensor:
     """Row-major b (n, k) times a: (m, k) turned, or (k, m) as it is; gives (n, m)."""
     m, n, k = a.shape[0 if turn_a else 1], b.shape[0], b.shape[1]
-    device = torch.cuda.current_device() if b.device.index is None else b.device.index
     d = b.new_empty(n, m)
-    _product(_Sizes(m, n, k, turn_a, epilogue, b.dtype, device))(a, b, d, bias, aux)
+    product = _product(_Sizes(m, n, k, turn_a, epilogue, b.dtype, b.get_device()))
+    product(_aligned(a), _aligned(b), d, None if bias is None else _aligned(bias), aux)
     return d
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x, or a copy of a view that begins in the middle of something."""
+    return x.clone() if x.data_ptr() % ALIGNED_BYTES else x
 
 
 def linear(
@@ -265,4 +297,4 @@ def gelu_backward(
     dy: Float[Tensor, "N E"], weight: Float[Tensor, "E F"], pre: Float[Tensor, "N F"]
 ) -> Float[Tensor, "N F"]:
     """``(dy @ weight) * gelu'(pre)``, of the GELU by tanh."""
-    return _multiply(weight, dy, False, GELU_DERIVATIVE, None, pre)
+    return _multiply(weight, dy, False, GELU_DERIVATIVE, None, _aligned(pre))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -28,6 +29,79 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 def test_nothing_fits_on_the_cpu() -> None:
     assert not cublaslt.fits(torch.zeros(8, 8, dtype=torch.bfloat16), 8, 8)
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> cublaslt._Product:
+    """A product without the library, with three algorithms: the fastest one rounds on the way."""
+    last = []
+
+    def launch(_: object, proposal: str, a: Tensor, b: Tensor, d: Tensor) -> None:
+        last[:] = [proposal]
+        products = b.double()[:, None] * a.double()
+        pieces = products.chunk(2, -1) if proposal == "rounds" else [products]
+        d.copy_(torch.stack([piece.sum(-1).to(d.dtype) for piece in pieces]).sum(0))
+
+    def milliseconds(run: Callable[[], None]) -> float:
+        run()
+        return {"first": 3.0, "rounds": 1.0, "same": 2.0}[last[0]]
+
+    monkeypatch.setattr(cublaslt._Product, "__init__", lambda product, sizes: None)
+    monkeypatch.setattr(cublaslt._Product, "_proposals", lambda product: ["first", "rounds", "same"])
+    monkeypatch.setattr(cublaslt._Product, "_launch", launch)
+    monkeypatch.setattr(cublaslt, "_milliseconds", milliseconds)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    sizes = cublaslt._Sizes(16, 24, 32, True, cublaslt.PLAIN, torch.bfloat16, 0)
+    product = cublaslt._Product(sizes)
+    product.sizes, product.lock, product.chosen = sizes, threading.Lock(), None
+    return product
+
+
+def test_zeros_do_not_choose_an_algorithm(pretended: cublaslt._Product) -> None:
+    """All algorithms agree on them; the first call's own result is right all the same."""
+    a, b = torch.zeros(16, 32, dtype=torch.bfloat16), torch.randn(24, 32).bfloat16()
+    d = torch.full((24, 16), float("nan"), dtype=torch.bfloat16)
+    pretended(a, b, d, None, None)
+    assert pretended.chosen == "same"
+    assert torch.equal(d, torch.zeros_like(d))
+
+
+def test_nothing_is_chosen_while_a_graph_is_captured(
+    pretended: cublaslt._Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = torch.randn(16, 32).bfloat16(), torch.randn(24, 32).bfloat16()
+    d = torch.empty(24, 16, dtype=torch.bfloat16)
+    with monkeypatch.context() as capturing:
+        capturing.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        pretended(a, b, d, None, None)
+    assert pretended.chosen is None
+    assert torch.equal(d, F.linear(b.double(), a.double()).bfloat16())
+    pretended(a, b, d, None, None)
+    assert pretended.chosen == "same"
+
+
+def test_the_choice_leaves_the_input_of_the_gelu_alone(
+    pretended: cublaslt._Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptor points to a random one meanwhile, and to the right one when it counts."""
+    pretended.sizes = pretended.sizes._replace(epilogue=cublaslt.GELU_DERIVATIVE)
+    pointers: list[int | None] = []
+    monkeypatch.setattr(cublaslt._Product, "_set", lambda product, what, value: pointers.append(value.value))
+    a, b = torch.randn(16, 32).bfloat16(), torch.randn(24, 32).bfloat16()
+    d, pre = torch.empty(24, 16, dtype=torch.bfloat16), torch.randn(24, 16).bfloat16()
+    kept = pre.clone()
+    pretended(a, b, d, None, pre)
+    assert torch.equal(pre, kept)
+    assert pointers[0] == pointers[2] == pre.data_ptr() != pointers[1]
+
+
+def test_views_that_begin_in_the_middle_are_copied() -> None:
+    whole = torch.arange(1024, dtype=torch.bfloat16)
+    begin = -whole.data_ptr() % cublaslt.ALIGNED_BYTES // 2  # elements to the next whole address
+    assert cublaslt._aligned(whole[begin:]).data_ptr() == whole[begin:].data_ptr()
+    copied = cublaslt._aligned(whole[begin + 8 :])
+    assert copied.data_ptr() != whole[begin + 8 :].data_ptr()
+    assert torch.equal(copied, whole[begin + 8 :])
 
 
 @on_hopper
@@ -87,6 +161,22 @@ def test_the_choice_of_an_algorithm_changes_no_bit(monkeypatch: pytest.MonkeyPat
     first = cublaslt.linear_gelu(x, w_up, bias)
     cublaslt._product.cache_clear()
     assert all(map(torch.equal, found, first))
+
+
+@on_hopper
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("offset", [1, 8])
+def test_views_that_begin_anywhere(offset: int) -> None:
+    x, w_up, bias, w_down, dy = draw(torch.bfloat16)
+
+    def shifted(each: Tensor) -> Tensor:
+        return torch.cat([each.new_zeros(offset), each.flatten()])[offset:].view(each.shape)
+
+    expected = cublaslt.linear_gelu(x, w_up, bias)
+    found = cublaslt.linear_gelu(*map(shifted, (x, w_up, bias)))
+    assert all(map(torch.equal, found, expected))
+    dpre = cublaslt.gelu_backward(dy, w_down, expected[1])
+    assert torch.equal(cublaslt.gelu_backward(*map(shifted, (dy, w_down, expected[1]))), dpre)
 
 
 @on_hopper
