@@ -212,7 +212,7 @@ class _Product:
         bias: Tensor | None,
         aux: Tensor | None,
     ) -> _Proposal:
-        """The fastest of those with the same bits as the first; writes to d, and to aux if that is a result."""
+        """The fastest of those with the same bits as the first; writes to d, and to aux if it is a result."""
         generator = torch.Generator(d.device)
         a, b = _random(a, generator), _random(b, generator)
         results = [d]
