@@ -298,7 +298,7 @@ class FusedAdamW(torch.optim.Optimizer):
 
     def _state_of(self, p: Tensor) -> dict[str, Any]:
         state = self.state[p]
-        if not state:
+        if "step" not in state:  # there may be a master already, from values that were never rounded
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(p, dtype=self._moments_of(p))
             state["exp_avg_sq"] = torch.zeros_like(p, dtype=self._moments_of(p))

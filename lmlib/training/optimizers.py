@@ -108,8 +108,7 @@ def _with_masters(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if (master := take_unrounded(parameter)) is not None:
-                moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments, "master": master}
+                optimizer.state[parameter]["master"] = master
     return optimizer
 
 
