@@ -42,9 +42,9 @@
   }
   addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
 
-  /* A plot is drawn when it comes into view; all of them are before they are printed. */
+  /* A plot is drawn when it comes into view; all of them are before they are printed. One that fails stops nothing. */
   for (const button of document.querySelectorAll(".lm-print")) button.addEventListener("click", async () => {
-    await Promise.all([...document.querySelectorAll("lm-plot")].map(plot => plot.show?.()));
+    await Promise.allSettled([...document.querySelectorAll("lm-plot")].map(plot => plot.show?.()));
     print();
   });
 

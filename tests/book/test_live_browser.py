@@ -252,6 +252,13 @@ def test_paper_gets_every_plot_in_dark_ink(
     page.locator(".lm-print").click()
     page.wait_for_function("window.printed !== undefined")
     assert page.evaluate("window.printed") == 2
+    page.evaluate(
+        "() => { document.querySelector('lm-plot').show = async () => { throw Error('broken'); }; }"
+    )
+    page.evaluate("() => { delete window.printed; }")
+    page.locator(".lm-print").click()
+    page.wait_for_function("window.printed !== undefined")
+    page.evaluate("() => { delete document.querySelector('lm-plot').show; }")
     ink = "getComputedStyle(document.querySelector('lm-plot .gtitle')).fill"
     light = page.evaluate(ink)
     page.evaluate("() => { dispatchEvent(new Event('beforeprint')); }")
