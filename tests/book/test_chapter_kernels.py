@@ -27,6 +27,11 @@ BROKEN = {
         "    y = x * tl.rsqrt(tl.sum(x * x, 0) / columns + eps) * weight",
         "kernels/ladder-bytes",
     ),
+    "a row that is held whole after all": (
+        "chunked = partial(launch_forward, launch=RowLaunch(1, warps=2, chunk=512))",
+        "chunked = partial(launch_forward, launch=RowLaunch(1, warps=2))",
+        "kernels/chunks-bytes",
+    ),
     "a call that waits for its work": (
         "lambda: queue.submit(torch.mm, x, x), lambda each: each.result()",
         "lambda: queue.submit(torch.mm, x, x).result(), lambda each: each",
