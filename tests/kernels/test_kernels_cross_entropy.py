@@ -19,10 +19,10 @@ def drawn(rows: int, V: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor,
     return logits.to(DEVICE), torch.randint(0, V, (rows,), generator=generator).to(DEVICE)
 
 
-def off(found: Tensor, right: Tensor) -> float:
-    """Relative, but to 1e-2 at least: a loss of 0 is a difference of numbers near 1, each rounded."""
+def off(found: Tensor, right: Tensor, least: float = 1e-9) -> float:
+    """Relative to the norm of what is right, or to ``least`` where that is larger."""
     right = right.detach().double()
-    return ((found.detach().double() - right).norm() / right.norm().clamp_min(1e-2)).item()
+    return ((found.detach().double() - right).norm() / right.norm().clamp_min(least)).item()
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -51,8 +51,10 @@ def test_loss_and_gradient_are_those_of_float64(
     loss.backward(upstream.float())
     right.backward(upstream)
     assert loss.dtype == torch.float32
-    assert off(loss, right) < 1e-5
-    assert off(leaf.grad, exact.grad) < LIMIT[dtype]
+    # Of one class both are 0, but as differences. The probability is right to 2^-23, and with 1 taken off and
+    # times 1.7 it is 2e-7 in a row; the loss is the logarithm of what the GPU's exp2 gives to 2^-22.
+    assert off(loss, right, least=0.1) < 1e-5
+    assert off(leaf.grad, exact.grad, least=1.0) < LIMIT[dtype]
 
 
 def test_float32_is_no_further_from_the_truth_than_pytorch() -> None:
