@@ -3,7 +3,7 @@
     logits = hidden weight^T,    loss = cross_entropy(logits, targets)
 
 There are two ways. In both the forward computes the gradients, and the backward multiplies them by the one
-that comes in. The products are PyTorch's.
+that comes in, which rounds 16-bit ones once more unless it is a power of two. The products are PyTorch's.
 
 Chunks of tokens. For each: logits by one product, their gradient by the cross-entropy kernel in their place,
 then two products for the gradients of hidden and weight.

@@ -34,7 +34,8 @@ from kernels.cross_entropy import (
 STRIPE_BYTES, STRIPE_SHARE = 140_000_000, 1.35
 LINE_BYTES = 128
 BLOCK, WARPS = 4096, 8  # columns per loop trip of a row's program
-HAVE_OUT_DTYPE = hasattr(torch.ops.aten.addmm, "dtype_out")  # 16-bit factors, float32 sum: torch 2.8
+HAVE_OUT_DTYPE = hasattr(torch.ops.aten.mm, "dtype_out")  # 16-bit factors, float32 product: torch 2.8
+ADDS_TO_FLOAT32 = torch.__version__ >= "2.10"  # torch 2.8 and 2.9 add such a product to 16-bit numbers only
 
 
 def stripe_width(N: int, V: int, D: int, itemsize: int) -> int:
@@ -184,8 +185,10 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, fresh: bool = False) -> Non
         total.copy_(a @ b) if fresh else total.add_(a @ b)
     elif fresh:
         torch.ops.aten.mm.dtype_out(a, b, total.dtype, out=total)
-    else:
+    elif ADDS_TO_FLOAT32:
         torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
+    else:
+        total.add_(torch.ops.aten.mm.dtype(a, b, total.dtype))
 
 
 class Stripes:

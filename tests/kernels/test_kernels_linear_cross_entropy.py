@@ -3,11 +3,13 @@
 import importlib
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.linear_cross_entropy import Plan, chunk_rows, linear_cross_entropy, reference
 from kernels.linear_cross_entropy_stripes import stripe_starts, stripe_width
@@ -68,23 +70,56 @@ def test_loss_and_gradients_are_those_of_float64(
         assert off(found.grad, expected.grad) < LIMIT[dtype]
 
 
+def with_gradients(loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """The loss of hidden and weight, and their gradients where 1 comes in."""
+
+    def both(*inputs: Tensor) -> tuple[Tensor, ...]:
+        leaves = [each.detach().requires_grad_() for each in inputs]
+        found = loss(*leaves)
+        return found, *torch.autograd.grad(found, leaves)
+
+    return both
+
+
 @pytest.mark.parametrize("columns", [37, 64])
 @pytest.mark.parametrize("dtype", list(LIMIT))
 @pytest.mark.usefixtures("plan")
 def test_no_further_from_the_truth_than_pytorch(
     dtype: torch.dtype, columns: int, assert_as_exact: Callable[..., None]
 ) -> None:
+    """Where 1 comes in, as in training: another number costs our gradients a rounding, see the next test."""
     hidden, weight, targets = drawn(20, columns, 16, dtype)
+
+    def ours(hidden: Tensor, weight: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, targets)
 
     def torchs(hidden: Tensor, weight: Tensor) -> Tensor:
         return F.cross_entropy(F.linear(hidden, weight).float(), targets)
 
-    assert_as_exact(
-        lambda *inputs: linear_cross_entropy(*inputs, targets),
-        torchs,
-        lambda *inputs: reference(*inputs, targets),
-        [hidden, weight],
-    )
+    def exact(hidden: Tensor, weight: Tensor) -> Tensor:
+        return reference(hidden, weight, targets)
+
+    functions = map(with_gradients, (ours, torchs, exact))
+    assert_as_exact(*functions, [hidden, weight], gradients=False)
+
+
+@pytest.mark.parametrize("upstream", [1.6875, 3 / 1024])
+@pytest.mark.parametrize("dtype", list(LIMIT))
+@pytest.mark.usefixtures("plan")
+def test_what_comes_in_costs_one_rounding(dtype: torch.dtype, upstream: float) -> None:
+    """Our gradients are rounded before it comes, and once more by it; PyTorch knows it in time."""
+    inputs = drawn(20, 37, 16, dtype)
+
+    def gradients(by: float) -> tuple[Tensor, ...]:
+        return with_gradients(lambda *pair: by * linear_cross_entropy(*pair, inputs[2]))(*inputs[:2])[1:]
+
+    info = torch.finfo(dtype)
+    unit = info.eps / 2 if DEVICE == "cuda" else info.eps  # the interpreter cuts off
+    for one, found in zip(gradients(1.0), gradients(upstream), strict=True):
+        exact = one.double() * upstream
+        # Float16's numbers below the smallest normal one are as far apart as at that one.
+        size = exact.abs().clamp_min(info.smallest_normal)
+        assert ((found.double() - exact).abs() <= 1.001 * unit * size).all()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -234,6 +269,36 @@ def test_the_choice_gives_the_right_result(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == [40, 40, 40]
     for found, expected in zip(ours, exact, strict=True):
         assert off(found.grad, expected.grad) < LIMIT[torch.bfloat16]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(("have", "adds"), [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_are_added_as_each_pytorch_can(
+    dtype: torch.dtype, have: bool, adds: bool, fresh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right where there is a GPU or a CPU, and by the operators that the version has."""
+    module = importlib.import_module("kernels.linear_cross_entropy_stripes")
+    monkeypatch.setattr(module, "HAVE_OUT_DTYPE", have)
+    monkeypatch.setattr(module, "ADDS_TO_FLOAT32", adds)
+    a, b, _ = drawn(7, 5, 16, dtype)
+    total = torch.ones(7, 5, device=DEVICE)
+    right = a.double() @ b.double().t() + (not fresh)
+    module.add_product(total, a, b.t(), fresh)
+    assert off(total, right) < (1e-6 if have or DEVICE == "cpu" else LIMIT[dtype])
+
+    names: set[str] = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.add(str(func))
+            return func(*args, **(kwargs or {}))
+
+    empty = [each.to("meta") for each in (total, a, b.t())]
+    with Seen():
+        module.add_product(*empty, fresh)
+    assert ("aten.addmm.dtype_out" in names) == (adds and not fresh)
+    assert any("dtype" in name for name in names) == have
 
 
 def test_bad_input_is_refused() -> None:
