@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from kernels._runtime import MIN_CAPABILITY
+
 FLUSH_BYTES = 256 * 2**20
 ROUNDS = 5
 LEAST, MOST = 2, 20  # samples of a competitor in a round
@@ -39,8 +41,14 @@ class Timed:
 
 @functools.cache
 def _let_lines_go() -> Callable[[], Any]:
-    """``cudaCtxResetPersistingL2Cache`` of PyTorch's CUDA runtime; where there is none, nothing."""
+    """``cudaCtxResetPersistingL2Cache`` of PyTorch's CUDA runtime; where there is none, nothing.
+
+    GPUs before Ampere keep no such lines and may refuse, which PyTorch would report as an error of its next
+    kernel.
+    """
     major = (torch.version.cuda or "0").split(".")[0]
+    if torch.cuda.get_device_capability() < MIN_CAPABILITY:
+        return lambda: None
     try:
         return ctypes.CDLL(f"libcudart.so.{major}").cudaCtxResetPersistingL2Cache
     except (OSError, AttributeError):

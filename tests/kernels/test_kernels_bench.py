@@ -1,11 +1,13 @@
 """The harness: it sees wrong kernels, its records are the book's, its tables hold what was measured."""
 
+import ctypes
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from kernels.bench import timing
 from kernels.bench.__main__ import main
 from kernels.bench.case import FORWARD, Bench, Shape, UnavailableError, Work
 from kernels.bench.machine import description, folder_name
@@ -187,3 +189,23 @@ def test_the_command_on_a_gpu(tmp_path: Path) -> None:
     read = parse(json.loads(out.read_text()), "kernels")
     assert read["copy bandwidth"].median > 0
     assert any(": ours, forward + backward" in label for label in read.samples)
+
+
+@pytest.mark.parametrize(("capability", "asked"), [((7, 5), 0), ((8, 0), 1), ((9, 0), 1)])
+def test_only_gpus_that_keep_lines_are_asked_to_let_them_go(
+    capability: tuple[int, int], asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    class Runtime:
+        def __init__(self, name: str) -> None:
+            assert name == "libcudart.so.13"
+
+        def cudaCtxResetPersistingL2Cache(self) -> int:  # noqa: N802
+            return calls.append("asked") or 0
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(ctypes, "CDLL", Runtime)
+    timing._let_lines_go.__wrapped__()()
+    assert len(calls) == asked
