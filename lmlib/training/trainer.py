@@ -158,7 +158,7 @@ class Trainer:
         """Device, precision, recomputation, loss, wrapping, compilation, optimizer: the order matters."""
         settings, model = self.settings, self.model
         model.to(self.device)
-        kept = self.parallel.prepare(model, self.policy)
+        followed = self.parallel.prepare(model, self.policy)
         if self.policy.tf32:
             torch.set_float32_matmul_precision("high")
         if settings.activation_checkpointing:
@@ -169,14 +169,21 @@ class Trainer:
             backend = settings.compile if isinstance(settings.compile, str) else "inductor"
             self.parallel.compile(self.module, model, backend)
         if isinstance(optimizer, torch.optim.Optimizer):
-            if kept.master:
+            if followed.master:
                 raise ArgumentError(
                     "optimizer",
                     f"must be made by a function for {self.policy.name}, which needs master weights",
                 )
+            mine = {id(each) for each in model.parameters()}
+            if any(id(each) not in mine for group in optimizer.param_groups for each in group["params"]):
+                raise ArgumentError(
+                    "optimizer",
+                    "must be made by a function, or be over this model's parameters: it holds others "
+                    "(FSDP2 puts shares in their place)",
+                )
             self.optimizer = optimizer
         else:
-            self.optimizer = optimizer(model, kept)
+            self.optimizer = optimizer(model, followed)
         forget_unrounded(model)  # an optimizer of somebody's own may not have asked
         self.scaler = self.policy.scaler(self.device)
         peak = peak_flops(self.device, self.policy)

@@ -164,5 +164,7 @@ def test_bad_input() -> None:
     assert precision(POLICIES["bf16"]) is POLICIES["bf16"]
     optimizer = torch.optim.AdamW(TransformerLM(CONFIG).parameters())
     settings = TrainerSettings(max_steps=1, context_length=8, device="cpu")
-    with pytest.raises(ArgumentError, match="optimizer: must be made by a function"):
+    with pytest.raises(ArgumentError, match=r"optimizer: must be made by a function for bf16"):
         Trainer(TransformerLM(CONFIG), optimizer, lambda step: 0.0, _data(), None, settings, (), "bf16")
+    with pytest.raises(ArgumentError, match=r"optimizer: .* it holds others"):
+        Trainer(TransformerLM(CONFIG), optimizer, lambda step: 0.0, _data(), None, settings)
