@@ -162,6 +162,34 @@ def test_sums_of_columns(dtype: torch.dtype, shape: tuple[int, int], device: str
     assert ((found - exact).abs() <= unit * exact.abs() + 2.0**-20 * x.double().abs().sum(0)).all()
 
 
+@pytest.mark.parametrize("biased", [True, False])
+def test_columns_are_added_up_only_for_a_bias(
+    biased: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where cuBLASLt makes dpre, that is a pass over memory of its own; PyTorch stands in for it here."""
+
+    def gelu_backward(dy: Tensor, weight: Tensor, pre: Tensor) -> Tensor:
+        return torch.ops.aten.gelu_backward(dy @ weight, pre, approximate="tanh")
+
+    def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        pre = F.linear(x, weight, bias)
+        return F.gelu(pre, approximate="tanh"), pre
+
+    calls = []
+    monkeypatch.setattr(module.cublaslt, "fits", lambda *_: True)
+    monkeypatch.setattr(module.cublaslt, "gelu_backward", gelu_backward)
+    monkeypatch.setattr(module.cublaslt, "linear_gelu", linear_gelu)
+    monkeypatch.setattr(module, "column_sums", lambda x: (calls.append(1), x.sum(0))[1])
+    x, w_up, b_up, w_down, b_down = (each.requires_grad_() for each in draw((7, 12), 20, 12, device=device))
+    given = (x, w_up, b_up if biased else None, w_down, b_down)
+    wanted = [each for each in given if each is not None]
+    found = torch.autograd.grad(gelu_mlp(*given, "tanh").square().sum(), wanted)
+    expected = torch.autograd.grad(torchs(*given, "tanh").square().sum(), wanted)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert len(calls) == biased
+
+
 @triton.jit
 def _parts_kernel(Z, BELOW, MORE, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -299,7 +327,7 @@ def test_operators_keep_pytorchs_rules(device: str) -> None:
     x, w_up, _, w_down, _ = tensors
     torch.library.opcheck(operators.gelu_mlp.default, (x, w_up, None, w_down, None, True))
     pre = torch.randn(5, 20, device=device)
-    torch.library.opcheck(operators.gelu_backward.default, (x.detach(), w_down.detach(), pre, False))
+    torch.library.opcheck(operators.gelu_backward.default, (x.detach(), w_down.detach(), pre, False, True))
 
 
 @pytest.mark.gpu
