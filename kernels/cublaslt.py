@@ -8,8 +8,9 @@
   pass over memory. PyTorch has bias and GELU as epilogues, but not with the GELU's input kept, which
   training needs, nor the derivative; cuBLASLt has both, for the GELU by tanh. So it is called directly.
 - For each product the library proposes several algorithms, and its first choice is not always the fastest
-  (by up to 12 percent on an H100). The first call with new sizes times them. Only those count whose result
-  has the same bits as the first's, so that speed never changes a number. That is found out with random
+  (by up to 12 percent on an H100). The first call with new sizes times them, with up to 176 products; not for
+  few rows, of which each number may come once, while text is generated. Only those algorithms count whose
+  result has the same bits as the first's, so that speed never changes a number. That is found out with random
   numbers: of zeros, which a layer may start with, all sums are equal. A stream that is being captured into a
   CUDA graph takes the first.
 - The library is the one that PyTorch has loaded; ``fits`` says where it can be used: CUDA on Hopper, 16 bits,
@@ -39,6 +40,7 @@ ALIGNED = 8  # elements: sizes are multiples of it
 ALIGNED_BYTES = 256  # addresses are: what the library takes for granted where it is not told otherwise
 WORKSPACE_BYTES = 32 * 2**20
 PROPOSALS, SAMPLES = 16, 5
+TIMED_ROWS = 1024  # with fewer the library's first choice is taken
 
 # Values of the library's enumerations.
 _FLOAT32, _TYPES = 0, {torch.float16: 2, torch.bfloat16: 14}
@@ -159,10 +161,15 @@ class _Product:
             self._point(bias, aux)
             if self.chosen is None:
                 proposals = self._proposals()
-                if torch.cuda.is_current_stream_capturing():  # nothing can be timed: a later call may choose
+                if self.sizes.n < TIMED_ROWS:
+                    self.chosen = proposals[0]
+                elif (
+                    torch.cuda.is_current_stream_capturing()
+                ):  # nothing can be timed: a later call may choose
                     return self._launch(proposals[0], a, b, d)
-                self.chosen = self._choose(proposals, a, b, d, bias, aux)
-                self._point(bias, aux)
+                else:
+                    self.chosen = self._choose(proposals, a, b, d, bias, aux)
+                    self._point(bias, aux)
             self._launch(self.chosen, a, b, d)
 
     def _point(self, bias: Tensor | None, aux: Tensor | None) -> None:

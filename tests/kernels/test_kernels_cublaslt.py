@@ -16,7 +16,7 @@ on_hopper = pytest.mark.gpu
 HALVES = (torch.bfloat16, torch.float16)
 
 
-def draw(dtype: torch.dtype, rows: int = 1000, width: int = 264, inner: int = 520) -> tuple[Tensor, ...]:
+def draw(dtype: torch.dtype, rows: int = 1100, width: int = 264, inner: int = 520) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     x, dy = torch.randn(rows, width), torch.randn(rows, width)
     w_up, w_down = torch.randn(inner, width) * width**-0.5, torch.randn(width, inner) * inner**-0.5
@@ -51,6 +51,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> cublaslt._Product:
     monkeypatch.setattr(cublaslt._Product, "_launch", launch)
     monkeypatch.setattr(cublaslt, "_milliseconds", milliseconds)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(cublaslt, "TIMED_ROWS", 24)
     sizes = cublaslt._Sizes(16, 24, 32, True, cublaslt.PLAIN, torch.bfloat16, 0)
     product = cublaslt._Product(sizes)
     product.sizes, product.lock, product.chosen = sizes, threading.Lock(), None
@@ -64,6 +65,18 @@ def test_zeros_do_not_choose_an_algorithm(pretended: cublaslt._Product) -> None:
     pretended(a, b, d, None, None)
     assert pretended.chosen == "same"
     assert torch.equal(d, torch.zeros_like(d))
+
+
+def test_few_rows_are_not_worth_the_time(
+    pretended: cublaslt._Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cublaslt, "TIMED_ROWS", 25)
+    monkeypatch.setattr(cublaslt, "_milliseconds", lambda run: pytest.fail("timed"))
+    a, b = torch.randn(16, 32).bfloat16(), torch.randn(24, 32).bfloat16()
+    d = torch.empty(24, 16, dtype=torch.bfloat16)
+    pretended(a, b, d, None, None)
+    assert pretended.chosen == "first"
+    assert torch.equal(d, F.linear(b.double(), a.double()).bfloat16())
 
 
 def test_nothing_is_chosen_while_a_graph_is_captured(
