@@ -163,9 +163,8 @@ class _Product:
                 proposals = self._proposals()
                 if self.sizes.n < TIMED_ROWS:
                     self.chosen = proposals[0]
-                elif (
-                    torch.cuda.is_current_stream_capturing()
-                ):  # nothing can be timed: a later call may choose
+                elif torch.cuda.is_current_stream_capturing():
+                    # Nothing can be timed now; a later call may choose.
                     return self._launch(proposals[0], a, b, d)
                 else:
                     self.chosen = self._choose(proposals, a, b, d, bias, aux)
