@@ -28,6 +28,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kernels._runtime import INTERPRETED
+
 FORWARD, BACKWARD, BOTH, STEP = "forward", "backward", "forward + backward", "step"
 PHASES = (FORWARD, BACKWARD, BOTH, STEP)
 
@@ -120,7 +122,9 @@ class Bench:
 
     def limit(self, dtype: torch.dtype) -> float:
         """Largest relative error against float64 that passes."""
-        return self.tolerance.get(dtype, TOLERANCE.get(dtype, 2e-5))
+        # The interpreter cuts float32 to bfloat16 where a GPU rounds: twice the error.
+        slack = 2 if INTERPRETED and dtype == torch.bfloat16 else 1
+        return slack * self.tolerance.get(dtype, TOLERANCE.get(dtype, 2e-5))
 
     def work_of(self, shape: Shape) -> dict[str, Work]:
         """Work by phase, forward and backward together included."""

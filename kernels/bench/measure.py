@@ -78,7 +78,7 @@ def verify(case: Case, device: str, seed: int, with_peers: bool) -> dict[str, Fu
         worst = max(case.errors[OURS].values())
         limit = bench.limit(shape.dtype)
         if worst > limit:
-            case.left_out[OURS] = f"wrong: relative error {worst:.2g}, allowed {limit:.2g}"
+            case.left_out[OURS] = f"wrong: relative error {worst:.2g}, allowed {limit:.2g}, seed {seed}"
         else:
             functions[OURS] = bench.ours
     except FAILURES as error:
