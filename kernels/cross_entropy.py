@@ -65,6 +65,15 @@ def edges_of_row(first, start, n, V, VEC: tl.constexpr):
 
 
 @triton.jit
+def in_powers_of_2(x):
+    """log2(e) x, rounded. As a plain product the compiler would fuse it with the sum that it goes into.
+
+    There it would not be rounded, as it is elsewhere, and what should cancel would not.
+    """
+    return tl.fma(x, 1.4426950408889634, 0.0)
+
+
+@triton.jit
 def below(x, cut):
     """2^(log2(e) x - cut), one rounding before the exponential."""
     return tl.math.exp2(tl.fma(x, 1.4426950408889634, -cut))
@@ -76,18 +85,17 @@ def lane_max_and_sum(x, n, VEC: tl.constexpr, BLOCK: tl.constexpr):
 
     m is the largest element so far, cut is log2(e) m as rounded, and s the sum of 2^(log2(e) x - cut).
     """
-    LOG2_E: tl.constexpr = 1.4426950408889634
     lane = tl.arange(0, BLOCK // VEC)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     # Finite, so that elements of -inf count as nothing, and never as inf - inf.
     m = tl.full((BLOCK // VEC,), -1e38, tl.float32)
-    cut = m * LOG2_E
+    cut = in_powers_of_2(m)
     s = tl.zeros((BLOCK // VEC,), tl.float32)
     for at in range(0, n, BLOCK):
         inside = at + lane < n
         values = tl.load(x + at + lane, mask=inside, other=float("-inf"), eviction_policy="evict_last")
         values = values.to(tl.float32)
         m = tl.maximum(m, tl.max(values, 1))
-        old, cut = cut, m * LOG2_E
+        old, cut = cut, in_powers_of_2(m)
         s = s * tl.math.exp2(old - cut) + tl.sum(below(values, cut[:, None]), 1)
     return m, cut, s
 
@@ -95,7 +103,7 @@ def lane_max_and_sum(x, n, VEC: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def log_of_total(largest, total):
     """log(total) + largest, in two parts: what the first rounding of log2(e) largest lost is in the first."""
-    lost = tl.fma(largest, 1.4426950408889634, -(largest * 1.4426950408889634))
+    lost = tl.fma(largest, 1.4426950408889634, -in_powers_of_2(largest))
     return (tl.math.log2(total) - lost) * 0.6931471805599453
 
 
@@ -172,7 +180,7 @@ def _forward_kernel(
         column, exists = edges_of_row(first, start, n, V, VEC)
         edge = tl.load(logits + first + column, mask=exists, other=float("-inf")).to(tl.float32)
         largest = tl.maximum(tl.max(m, 0), tl.max(edge, 0))
-        largest_cut = largest * 1.4426950408889634
+        largest_cut = in_powers_of_2(largest)
         total = tl.sum(s * tl.math.exp2(cut - largest_cut), 0) + tl.sum(below(edge, largest_cut), 0)
 
         log_total = log_of_total(largest, total)
@@ -219,7 +227,7 @@ def _gradient_kernel(
         scale = tl.load(row_grads + row * row_grads_stride).to(tl.float32)
         scale = tl.where((target >= 0) & (target < V), scale, float("nan"))
         p_scale = divide(scale * (1.0 + 2.0 * z_loss * lse), total, True)
-        cut = largest * 1.4426950408889634
+        cut = in_powers_of_2(largest)
         write_gradient(
             logits, row * stride, grad, row * grad_stride, V, target, cut, p_scale, scale, VEC, BLOCK
         )

@@ -24,6 +24,7 @@ from kernels._runtime import cdiv, next_power_of_2, tl, triton
 from kernels.cross_entropy import (
     below,
     edges_of_row,
+    in_powers_of_2,
     lane_max_and_sum,
     log_of_total,
     span_of_row,
@@ -113,7 +114,7 @@ def _ahead_kernel(
             total_before = tl.load(stats + stats_stride + row)
             at_target = tl.where(mine, at_target, tl.load(losses + row))
             largest = tl.maximum(largest, before)
-        largest_cut = largest * 1.4426950408889634
+        largest_cut = in_powers_of_2(largest)
         total = tl.sum(s * tl.math.exp2(cut - largest_cut), 0) + tl.sum(below(edge, largest_cut), 0)
         if not FIRST:
             total += total_before * below(before, largest_cut)
@@ -164,7 +165,7 @@ def _back_kernel(
         scale = tl.load(row_grads + row * row_grads_stride)
         scale = tl.where((target >= 0) & (target < V), scale, float("nan"))
         p_scale = divide(scale * (1.0 + 2.0 * z_loss * lse), total, True)
-        cut = largest * 1.4426950408889634
+        cut = in_powers_of_2(largest)
         here = target - start - skip
         write_gradient(logits, first, logits, first, width - skip, here, cut, p_scale, scale, VEC, BLOCK)
         write_zeros(logits, row * stride, skip, VEC, BLOCK)
