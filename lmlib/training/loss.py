@@ -194,7 +194,10 @@ class LossModule(nn.Module):
             form = "chunked"  # the kernel knows no soft cap
         self.form = form
         if form == "kernel":
-            import kernels._runtime  # noqa: F401  (before anything is compiled: it chooses how Triton runs)
+            # Not in forward: what is first imported while torch.compile traces may cut its graph in two.
+            import kernels
+
+            self.kernel = kernels.linear_cross_entropy
 
     def forward(
         self, tokens: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
@@ -217,11 +220,7 @@ class LossModule(nn.Module):
                 chunk=self.chunk,
             )
         elif self.form == "kernel":
-            import kernels
-
-            loss = kernels.linear_cross_entropy(
-                hidden, weight, flat, reduction="sum", z_loss=z_loss, chunk=self.chunk
-            )
+            loss = self.kernel(hidden, weight, flat, reduction="sum", z_loss=z_loss, chunk=self.chunk)
         else:
             logits = nn.functional.linear(hidden, weight.to(hidden.dtype))
             if self.softcap:
