@@ -9,10 +9,10 @@
   training needs, nor the derivative; cuBLASLt has both, for the GELU by tanh. So it is called directly.
 - For each product the library proposes several algorithms, and its first choice is not always the fastest
   (by up to 12 percent on an H100). The first call with new sizes times them, with up to 176 products; not for
-  few rows, of which each number may come once, while text is generated. Only those algorithms count whose
-  result has the same bits as the first's, so that speed never changes a number. That is found out with random
-  numbers: of zeros, which a layer may start with, all sums are equal. A stream that is being captured into a
-  CUDA graph takes the first.
+  few rows, of which each number may come once, while text is generated, nor for factors so large that copies
+  of them might not fit. Only those algorithms count whose result has the same bits as the first's, so that
+  speed never changes a number. That is found out with random numbers: of zeros, which a layer may start with,
+  all sums are equal. A stream that is being captured into a CUDA graph takes the first.
 - The library is the one that PyTorch has loaded; ``fits`` says where it can be used: CUDA on Hopper, 16 bits,
   sizes that are multiples of 8. (Older GPUs do the epilogue in a pass of its own, which is slower.)
 
@@ -40,7 +40,8 @@ ALIGNED = 8  # elements: sizes are multiples of it
 ALIGNED_BYTES = 256  # addresses are: what the library takes for granted where it is not told otherwise
 WORKSPACE_BYTES = 32 * 2**20
 PROPOSALS, SAMPLES = 16, 5
-TIMED_ROWS = 1024  # with fewer the library's first choice is taken
+TIMED_ROWS, TIMED_BYTES = 1024, 2**28  # fewer rows, or larger factors, take the library's first choice
+BLOCK = 2**24  # values of which the bits are added up at a time
 
 # Values of the library's enumerations.
 _FLOAT32, _TYPES = 0, {torch.float16: 2, torch.bfloat16: 14}
@@ -127,6 +128,7 @@ class _Sizes(NamedTuple):
     epilogue: int
     dtype: torch.dtype
     device: int
+    stride: int  # of D: its m values lie side by side, and the next n begin so many further on
 
 
 class _Product:
@@ -145,9 +147,8 @@ class _Product:
         if sizes.epilogue >= GELU_AUX:
             self._set(_AUX_STRIDE, ctypes.c_int64(sizes.m))
         m, n, k = sizes[:3]
-        self.a, self.b, self.d = (
-            _layout(kind, *shape) for shape in ((k, m) if sizes.turn_a else (m, k), (k, n), (m, n))
-        )
+        self.a = _layout(kind, *((k, m) if sizes.turn_a else (m, k)))
+        self.b, self.d = _layout(kind, k, n), _layout(kind, m, n, sizes.stride)
         self.chosen: _Proposal | None = None
 
     def _set(self, attribute: int, value: ctypes._SimpleCData) -> None:
@@ -161,7 +162,7 @@ class _Product:
             self._point(bias, aux)
             if self.chosen is None:
                 proposals = self._proposals()
-                if self.sizes.n < TIMED_ROWS:
+                if self.sizes.n < TIMED_ROWS or a.nbytes + b.nbytes > TIMED_BYTES:
                     self.chosen = proposals[0]
                 elif torch.cuda.is_current_stream_capturing():
                     # Nothing can be timed now; a later call may choose.
@@ -227,12 +228,13 @@ class _Product:
         elif aux is not None:
             aux = _random(aux, generator)
             self._point(bias, aux)
-        self._launch(proposals[0], a, b, d)
-        expected = [each.clone() for each in results]
-        same = proposals[:1]
-        for proposal in proposals[1:]:
+        expected: list[Tensor] = []
+        same = []
+        for proposal in proposals:
             self._launch(proposal, a, b, d)
-            if all(map(torch.equal, results, expected)):
+            found = [_fingerprint(each) for each in results]
+            expected = expected or found
+            if all(map(torch.equal, found, expected)):
                 same.append(proposal)
         return min(same, key=lambda proposal: _milliseconds(lambda: self._launch(proposal, a, b, d)))
 
@@ -241,9 +243,19 @@ def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.empty_like(like).normal_(generator=generator)
 
 
-def _layout(kind: int, rows: int, columns: int) -> ctypes.c_void_p:
+def _fingerprint(result: Tensor) -> Tensor:
+    """Two sums over the bits of each block of rows: a copy to compare with might not fit into memory."""
+    weights = torch.arange(1, result.shape[1] + 1, dtype=torch.int32, device=result.device) % 65_521
+    sums = []
+    for block in result.view(torch.int16).split(max(BLOCK // result.shape[1], 1)):
+        bits = block.to(torch.int32)
+        sums += [bits.sum(), (bits * weights).sum()]
+    return torch.stack(sums)
+
+
+def _layout(kind: int, rows: int, columns: int, stride: int | None = None) -> ctypes.c_void_p:
     layout = ctypes.c_void_p()
-    made = _need().cublasLtMatrixLayoutCreate(ctypes.byref(layout), kind, rows, columns, rows)
+    made = _need().cublasLtMatrixLayoutCreate(ctypes.byref(layout), kind, rows, columns, stride or rows)
     _done(made, "describe a matrix")
     return layout
 
@@ -268,26 +280,45 @@ def _product(sizes: _Sizes) -> _Product:
 
 
 def _multiply(
-    a: Tensor, b: Tensor, turn_a: bool, epilogue: int, bias: Tensor | None = None, aux: Tensor | None = None
+    a: Tensor,
+    b: Tensor,
+    turn_a: bool,
+    epilogue: int,
+    bias: Tensor | None = None,
+    aux: Tensor | None = None,
+    d: Tensor | None = None,
 ) -> Tensor:
-    """Row-major b (n, k) times a: (m, k) turned, or (k, m) as it is; gives (n, m)."""
+    """Row-major b (n, k) times a: (m, k) turned, or (k, m) as it is; gives (n, m), in d where it is given."""
     m, n, k = a.shape[0 if turn_a else 1], b.shape[0], b.shape[1]
-    d = b.new_empty(n, m)
-    product = _product(_Sizes(m, n, k, turn_a, epilogue, b.dtype, b.get_device()))
+    if d is None:
+        d = b.new_empty(n, m)
+    product = _product(_Sizes(m, n, k, turn_a, epilogue, b.dtype, b.get_device(), d.stride(0)))
     product(_aligned(a), _aligned(b), d, None if bias is None else _aligned(bias), aux)
     return d
 
 
+def is_aligned(x: Tensor) -> bool:
+    """Whether x begins at an address that the library can use."""
+    return x.data_ptr() % ALIGNED_BYTES == 0
+
+
 def _aligned(x: Tensor) -> Tensor:
     """x, or a copy of a view that begins in the middle of something."""
-    return x.clone() if x.data_ptr() % ALIGNED_BYTES else x
+    return x if is_aligned(x) else x.clone()
 
 
 def linear(
-    x: Float[Tensor, "N K"], weight: Float[Tensor, "F K"], bias: Float[Tensor, " F"] | None
+    x: Float[Tensor, "N K"],
+    weight: Float[Tensor, "F K"],
+    bias: Float[Tensor, " F"] | None = None,
+    out: Float[Tensor, "N F"] | None = None,
 ) -> Float[Tensor, "N F"]:
-    """``F.linear(x, weight, bias)`` of contiguous tensors that ``fits`` has been asked about."""
-    return _multiply(weight, x, True, PLAIN if bias is None else WITH_BIAS, bias)
+    """``F.linear(x, weight, bias)`` of contiguous tensors that ``fits`` has been asked about.
+
+    Args:
+        out: where the result goes, which ``is_aligned``; its rows may lie further apart than F, if that fits.
+    """
+    return _multiply(weight, x, True, PLAIN if bias is None else WITH_BIAS, bias, d=out)
 
 
 def linear_gelu(

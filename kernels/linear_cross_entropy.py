@@ -3,7 +3,8 @@
     logits = hidden weight^T,    loss = cross_entropy(logits, targets)
 
 There are two ways. In both the forward computes the gradients, and the backward multiplies them by the one
-that comes in, which rounds 16-bit ones once more unless it is a power of two. The products are PyTorch's.
+that comes in, which rounds 16-bit ones once more unless it is a power of two. The products are PyTorch's,
+on Hopper those of the logits ``kernels.cublaslt``'s, by their fastest algorithm.
 
 Chunks of tokens. For each: logits by one product, their gradient by the cross-entropy kernel in their place,
 then two products for the gradients of hidden and weight.
@@ -40,6 +41,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kernels import cublaslt
 from kernels._runtime import Operator, as_rows, cdiv, check_floating, usable
 from kernels.bench.case import Bench, Function, Inputs, Shape, Work, compiled, installed, normal
 from kernels.cross_entropy import (
@@ -57,6 +59,7 @@ from kernels.linear_cross_entropy_stripes import HAVE_OUT_DTYPE, Stripes, add_pr
 CHUNK_BYTES, CHUNK_SHARE, MIN_ROWS = 72_000_000, 0.7, 256
 PARTS = 4  # of the sums, by rows of the weight
 ALIGNED = 8  # columns
+LAST_SHARE = 64  # of the columns are few
 FLOPS_PER_BYTE = {2: 230, 4: 20}  # of products and copies on an H100, by the size of an element
 
 
@@ -111,8 +114,17 @@ def _each_chunk(hidden: Tensor, weight: Tensor, rows: int, use: Callable[[slice,
         logits = buffer[: part.stop - part.start, :V]
         for columns in (slice(0, whole), slice(whole, V)):
             if columns.start < columns.stop:
-                torch.mm(hidden[part], weight[columns].t(), out=logits[:, columns])
+                _write_logits(hidden[part], weight[columns], logits[:, columns])
         use(part, logits)
+
+
+def _write_logits(hidden: Tensor, weight: Tensor, logits: Tensor) -> None:
+    """``hidden @ weight.T``; by the fastest algorithm where there is a choice."""
+    whole = hidden.is_contiguous() and weight.is_contiguous()
+    if whole and cublaslt.is_aligned(logits) and cublaslt.fits(hidden, *weight.shape, logits.stride(0)):
+        cublaslt.linear(hidden, weight, out=logits)
+    else:
+        torch.mm(hidden, weight.t(), out=logits)
 
 
 class _Gradients:
@@ -144,9 +156,10 @@ class _Gradients:
         """Add the chunk whose gradient of the logits is ``grad``."""
         hidden, weight = self.inputs
         if self.wanted[0]:
-            # The few last columns first: what is rounded on the way is then small.
-            target, whole = self.hidden[part], self.whole
-            if whole == len(weight):
+            # The few last columns first: what is rounded on the way is then small. Where they are not few,
+            # and the product not large, all at once.
+            target, whole, V = self.hidden[part], self.whole, len(weight)
+            if whole == V or V - whole > V // LAST_SHARE:
                 torch.mm(grad, weight, out=target)
             else:
                 torch.mm(grad[:, whole:], weight[whole:], out=target)

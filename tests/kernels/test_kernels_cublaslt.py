@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import cublaslt, gelu_mlp
+from kernels import cublaslt, gelu_mlp, linear_cross_entropy
 
 on_hopper = pytest.mark.gpu
 HALVES = (torch.bfloat16, torch.float16)
@@ -52,7 +52,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> cublaslt._Product:
     monkeypatch.setattr(cublaslt, "_milliseconds", milliseconds)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(cublaslt, "TIMED_ROWS", 24)
-    sizes = cublaslt._Sizes(16, 24, 32, True, cublaslt.PLAIN, torch.bfloat16, 0)
+    sizes = cublaslt._Sizes(16, 24, 32, True, cublaslt.PLAIN, torch.bfloat16, 0, 16)
     product = cublaslt._Product(sizes)
     product.sizes, product.lock, product.chosen = sizes, threading.Lock(), None
     return product
@@ -67,10 +67,11 @@ def test_zeros_do_not_choose_an_algorithm(pretended: cublaslt._Product) -> None:
     assert torch.equal(d, torch.zeros_like(d))
 
 
-def test_few_rows_are_not_worth_the_time(
-    pretended: cublaslt._Product, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("limit", "value"), [("TIMED_ROWS", 25), ("TIMED_BYTES", 2 * (16 + 24) * 32 - 1)])
+def test_few_rows_are_not_worth_the_time_and_large_factors_not_the_memory(
+    pretended: cublaslt._Product, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    monkeypatch.setattr(cublaslt, "TIMED_ROWS", 25)
+    monkeypatch.setattr(cublaslt, limit, value)
     monkeypatch.setattr(cublaslt, "_milliseconds", lambda run: pytest.fail("timed"))
     a, b = torch.randn(16, 32).bfloat16(), torch.randn(24, 32).bfloat16()
     d = torch.empty(24, 16, dtype=torch.bfloat16)
@@ -106,6 +107,21 @@ def test_the_choice_leaves_the_input_of_the_gelu_alone(
     pretended(a, b, d, None, pre)
     assert torch.equal(pre, kept)
     assert pointers[0] == pointers[2] == pre.data_ptr() != pointers[1]
+
+
+@pytest.mark.parametrize("columns", [8, 5])
+def test_a_fingerprint_is_of_every_bit(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a view too, in blocks of any size; two equal changes that cancel in a sum are seen."""
+    monkeypatch.setattr(cublaslt, "BLOCK", 16)
+    torch.manual_seed(0)
+    one = torch.randn(7, 8).bfloat16()[:, :columns]
+    same = one.clone()
+    assert torch.equal(cublaslt._fingerprint(one), cublaslt._fingerprint(same))
+    bits = same.view(torch.int16)
+    bits[3, 1] += 1
+    assert not torch.equal(cublaslt._fingerprint(one), cublaslt._fingerprint(same))
+    bits[3, 4] -= 1
+    assert not torch.equal(cublaslt._fingerprint(one), cublaslt._fingerprint(same))
 
 
 def test_views_that_begin_in_the_middle_are_copied() -> None:
@@ -194,6 +210,20 @@ def test_views_that_begin_anywhere(offset: int) -> None:
 
 @on_hopper
 @pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("timed", [True, False])
+def test_rows_of_the_result_may_lie_further_apart(timed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cublaslt, "TIMED_ROWS", 1 if timed else 10**9)
+    cublaslt._product.cache_clear()
+    x, w_up, *_ = draw(torch.bfloat16)
+    buffer = torch.full((len(x), 576), 7.0, device="cuda", dtype=torch.bfloat16)
+    cublaslt.linear(x, w_up, out=buffer[:, :520])
+    cublaslt._product.cache_clear()
+    assert torch.equal(buffer[:, :520], cublaslt.linear(x, w_up))
+    assert (buffer[:, 520:] == 7).all()
+
+
+@on_hopper
+@pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("known", [True, False])
 def test_captured_into_a_graph(known: bool) -> None:
     """A first call inside the capture cannot time anything, and need not."""
@@ -241,3 +271,24 @@ def test_the_feed_forward_uses_it(method: str, monkeypatch: pytest.MonkeyPatch) 
         y = gelu_mlp(x.requires_grad_(), w_up, bias, w_down, None, approximate)
         y.sum().backward()
     assert len(calls) == 1
+
+
+@on_hopper
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("V", [520, 1001])
+def test_the_loss_uses_it(V: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    plain = cublaslt.linear
+    monkeypatch.setattr(cublaslt, "linear", lambda *given, **named: calls.append(1) or plain(*given, **named))
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(n, 64, device="cuda").bfloat16().requires_grad_() for n in (100, V))
+    targets = torch.randint(0, V, (100,), device="cuda")
+    found = linear_cross_entropy(hidden, weight, targets, chunk=40)
+    exact = F.cross_entropy(F.linear(hidden.double(), weight.double()), targets)
+    assert len(calls) == 3
+    for one, other in zip(
+        torch.autograd.grad(found, (hidden, weight)),
+        torch.autograd.grad(exact, (hidden, weight)),
+        strict=True,
+    ):
+        assert error(one, other.double()) < 1e-2
