@@ -27,7 +27,9 @@ def bench(ours=square, **changes) -> Bench:
     return Bench(
         **{
             "name": "square",
-            "inputs": lambda shape, generator: {"x": torch.randn(shape["n"], generator=generator)},
+            "inputs": lambda shape, generator: {
+                "x": torch.randn(shape["n"], generator=generator, device=generator.device)
+            },
             "ours": ours,
             "reference": square,
             "grads": ("x",),

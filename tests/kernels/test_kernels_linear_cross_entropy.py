@@ -292,7 +292,9 @@ def test_products_are_added_as_each_pytorch_can(
     class Seen(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             names.add(str(func))
-            return func(*args, **(kwargs or {}))
+            # Some versions of PyTorch have it for GPUs and fail on tensors without values.
+            wide = str(func) == "aten.addmm.dtype_out"
+            return kwargs["out"] if wide else func(*args, **(kwargs or {}))
 
     empty = [each.to("meta") for each in (total, a, b.t())]
     with Seen():
