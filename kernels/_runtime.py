@@ -13,6 +13,7 @@
 import functools
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,23 @@ def _let_interpreter_index(interpreter: Any) -> None:
 
 if INTERPRETED and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
     _let_interpreter_index(importlib.import_module("triton.runtime.interpreter"))
+
+
+def _name_the_target(target: Any, args: Any, kwargs: Any) -> str:
+    return f"  target: {target}"
+
+
+def _let_inductor_be_brief() -> None:
+    """Keep inductor from spelling out the arguments of an operator that it meets for the first time.
+
+    Before torch 2.13 it did so for a log at level INFO, whether anybody reads that or not. An argument is
+    spelled out with all that it was made of: behind a dozen blocks of our operators, of which each reads its
+    input twice, that has no end.
+    """
+    messages = sys.modules.get("torch._inductor.exc")  # not there: another backend
+    if messages is not None and torch.__version__ < "2.13":
+        messages.OperatorIssue.operator_str = staticmethod(_name_the_target)  # type: ignore[attr-defined]
+
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What kernels compute on; everything else (float64, integers, complex) goes to the reference."""
@@ -246,7 +264,13 @@ class Operator:
     ) -> None:
         self.launch = _on_device(forward)
         definition = torch.library.custom_op(f"{LIBRARY}::{name}", self.launch, mutates_args=())
-        definition.register_fake(fake)
+
+        @functools.wraps(fake)
+        def traced(*args: Any) -> Any:
+            _let_inductor_be_brief()  # it is tracing, or another backend is
+            return fake(*args)
+
+        definition.register_fake(traced)
         self.function: Any = None
         if setup is not None and backward is not None:
             definition.register_autograd(backward, setup_context=setup)

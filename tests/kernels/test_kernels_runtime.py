@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kernels
 from kernels import _runtime
@@ -69,6 +70,25 @@ def test_old_interpreters_read_an_index_from_an_array_of_one_element() -> None:
     _runtime._let_interpreter_index(interpreter)
     interpreter._patch_lang_tensor(Tensor)
     assert list(range(5))[Tensor()] == 3
+
+
+class Endless:
+    def __str__(self) -> str:
+        raise AssertionError("spelled out")
+
+
+@pytest.mark.parametrize(("version", "brief"), [("2.11.0+cu130", True), ("2.13.0", False)])
+def test_old_inductors_name_an_operator_and_not_what_it_is_given(
+    version: str, brief: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issue = type("OperatorIssue", (), {})
+    monkeypatch.setitem(sys.modules, "torch._inductor.exc", SimpleNamespace(OperatorIssue=issue))
+    monkeypatch.setattr(torch, "__version__", version)
+    with FakeTensorMode() as mode:
+        kernels.softmax(mode.from_tensor(torch.randn(2, 8)))
+    assert hasattr(issue, "operator_str") == brief
+    if brief:
+        assert issue.operator_str("lmlib.softmax", [Endless()], {}) == "  target: lmlib.softmax"
 
 
 def test_usable(device: str) -> None:
