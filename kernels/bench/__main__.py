@@ -15,6 +15,7 @@ Exit status 1: a kernel is wrong or failed, and was not timed.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import statistics
 import sys
@@ -32,6 +33,16 @@ from kernels.bench.report import record, table, write
 from kernels.bench.timing import Clock, copy_bandwidth, matmul_rate
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kernels.bench",
@@ -43,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="the first shape of each kernel alone")
     parser.add_argument("--full", action="store_true", help="the comparison over sizes besides")
     parser.add_argument("--tiny", action="store_true", help="check small odd shapes, and time nothing")
-    parser.add_argument("--seconds", type=float, default=0.1, help="of samples per competitor and phase")
-    parser.add_argument("--limit", type=float, help="start no further shape after this many seconds")
+    parser.add_argument("--seconds", type=_positive, default=0.1, help="of samples per competitor and phase")
+    parser.add_argument("--limit", type=_positive, help="start no further shape after this many seconds")
     parser.add_argument("--seed", type=int, help="of the random inputs; another one each time if not given")
     parser.add_argument("--out", type=Path, help="file for the record")
     parser.add_argument("--results", type=Path, help="folder for the record, as <device>/kernels.json")

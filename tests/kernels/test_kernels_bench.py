@@ -155,6 +155,18 @@ def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "got rms_nrom" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--seconds", "--limit"])
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "soon"])
+def test_a_time_that_is_none_is_refused(
+    option: str, value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernels.bench.__main__.run", lambda *given: [])
+    with pytest.raises(SystemExit, match="2"):
+        main(["cross_entropy", "--quick", option, value])
+    expected = f"argument {option}: must be a finite number above 0, got '{value}'"
+    assert expected in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("device", "folder"),
     [
