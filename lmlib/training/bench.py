@@ -334,6 +334,15 @@ def micro_world_tokens(shape: Shape, folder: str) -> TokenData:
     return prepare(data, tokenizer, folder).train
 
 
+def need_gpu(parser: argparse.ArgumentParser, tiny: bool) -> None:
+    """End the program without a GPU, unless the shape is tiny: a CPU would need hours for the full one."""
+    if not tiny and not torch.cuda.is_available():
+        parser.error(
+            "the full shape needs a CUDA GPU, and PyTorch sees none here; "
+            "without one, --tiny runs a small shape on the CPU"
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     import kernels._runtime  # noqa: F401  (before anything imports Triton: it chooses how Triton runs)
@@ -349,6 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("batch_size", "steps"):
         parser.add_argument("--" + name.replace("_", "-"), type=int)
     chosen = parser.parse_args(arguments)
+    need_gpu(parser, chosen.tiny)
     global PROFILE
     PROFILE = chosen.profile
     shape = TINY if chosen.tiny else Shape()

@@ -46,7 +46,7 @@ from lmlib.resources.memory import memory
 from lmlib.resources.optimizer import Optimizer
 from lmlib.resources.parameters import parameters
 from lmlib.resources.profile import Profile
-from lmlib.training.bench import machine
+from lmlib.training.bench import machine, need_gpu
 from lmlib.training.run import attention_backend
 from lmlib.training.step import checkpoint_blocks
 
@@ -524,6 +524,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit-gb", type=float, help="take no more of the GPU's memory, in 1e9 bytes")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, for a machine without a GPU")
     chosen = parser.parse_args(arguments)
+    need_gpu(parser, chosen.tiny)
     shape = TINY if chosen.tiny else Shape()
     changes = {"n_layers": chosen.layers, "context_length": chosen.context}
     shape = replace(shape, **{name: value for name, value in changes.items() if value})

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from lmlib.architecture import TransformerLM
 from lmlib.book.records import parse
 from lmlib.resources.units import ArgumentError
-from lmlib.training import alone, bench
+from lmlib.training import alone, bench, large_step
 from lmlib.training.bench import (
     TINY,
     VARIANTS,
@@ -101,6 +102,22 @@ def test_in_fp32_both_programs_take_the_same_50_steps(
     for changed in ({"betas": (0.9, 0.96)}, {"weight_decay": 0.09}, {"eps": 1e-7}):
         monkeypatch.setattr(bench, "OptimizerSettings", partial(OptimizerSettings, **changed))
         assert agreement(shape, data, start, "cpu", steps=50) > 2e-5, changed
+
+
+@pytest.mark.parametrize("module", [bench, large_step])
+def test_the_full_shape_is_refused_without_a_gpu(
+    module: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before data or a model is made: the CPU would compute for hours without a word."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for begun in ("run", "make_model", "starting_model", "micro_world_tokens"):
+        monkeypatch.setattr(module, begun, lambda *given: pytest.fail("it began"), raising=False)
+    for more in ([], ["--out", "record.json"]):
+        with pytest.raises(SystemExit, match="2"):
+            module.main([*(["step"] if module is bench else []), *more])
+        said = capsys.readouterr().err
+        assert "the full shape needs a CUDA GPU, and PyTorch sees none here" in said
+        assert "--tiny runs a small shape on the CPU" in said
 
 
 def test_grids_and_the_ladder() -> None:
