@@ -88,16 +88,16 @@ def lane_max_and_sum(x, n, VEC: tl.constexpr, BLOCK: tl.constexpr):
     lane = tl.arange(0, BLOCK // VEC)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     # Finite, so that elements of -inf count as nothing, and never as inf - inf.
     m = tl.full((BLOCK // VEC,), -1e38, tl.float32)
-    cut = in_powers_of_2(m)
     s = tl.zeros((BLOCK // VEC,), tl.float32)
     for at in range(0, n, BLOCK):
         inside = at + lane < n
         values = tl.load(x + at + lane, mask=inside, other=float("-inf"), eviction_policy="evict_last")
         values = values.to(tl.float32)
-        m = tl.maximum(m, tl.max(values, 1))
-        old, cut = cut, in_powers_of_2(m)
-        s = s * tl.math.exp2(old - cut) + tl.sum(below(values, cut[:, None]), 1)
-    return m, cut, s
+        old, m = m, tl.maximum(m, tl.max(values, 1))
+        cut = in_powers_of_2(m)
+        # From old again, not kept: the registers are needed.
+        s = s * tl.math.exp2(in_powers_of_2(old) - cut) + tl.sum(below(values, cut[:, None]), 1)
+    return m, in_powers_of_2(m), s
 
 
 @triton.jit
