@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlib.architecture.config import ModelConfig
+from lmlib.data.sources import HUB
 from lmlib.resources.units import ArgumentError, check_bool, check_choice, check_integer, check_number
 from lmlib.tokenization import PATTERNS
 from lmlib.training.optimizers import OptimizerSettings
@@ -43,7 +44,7 @@ class DataSettings:
     """What is trained on.
 
     Args:
-        source: ``micro-world``, a name that ``lmlib.data.load`` knows, or ``file``.
+        source: ``micro-world``, a name on the hub that ``lmlib.data.load`` knows, or ``file``.
         kind: of the micro-world's documents.
         train, val: for ``file``: a text (``.txt``, ``.jsonl``, ``.parquet``, ...), a folder of them, or a
             token file made before (``.tokens``), which is taken as it is.
@@ -52,6 +53,9 @@ class DataSettings:
             first ``val_bytes`` bytes to validation and the rest to training.
         seed: of the micro-world.
         workers: processes that make and encode text.
+
+    Raises:
+        ArgumentError: names the field; also for files where the source is not ``file``.
     """
 
     source: str = "micro-world"
@@ -70,10 +74,18 @@ class DataSettings:
                 check_integer(f"{name}", getattr(self, name), 1, 2**62)
         check_integer("seed", self.seed, 0, 2**63 - 1)
         check_integer("workers", self.workers, 1, 1024)
+        check_choice("source", self.source, ("micro-world", "file", *HUB))
         if self.source == "file" and (self.train is None or self.val is None):
             raise ArgumentError("train", "and val must both be given for source = 'file'")
+        for name in ("train", "val"):
+            if self.source != "file" and getattr(self, name) is not None:
+                raise ArgumentError(
+                    name,
+                    f"is read for data.source = 'file' alone, and the source is {self.source!r}; "
+                    "give --set data.source=file as well",
+                )
         if self.source == "micro-world" and None in (self.train_bytes, self.val_bytes):
-            raise ArgumentError("data.train_bytes", "and val_bytes must be given: the micro-world is endless")
+            raise ArgumentError("train_bytes", "and val_bytes must be given: the micro-world is endless")
 
 
 @dataclass(frozen=True)
