@@ -250,8 +250,12 @@ def read_entry(path: str | os.PathLike[str]) -> dict[str, Any]:
     """An entry whose hash is right.
 
     Raises:
-        ValueError: if it is not one of ours, or was changed after it was signed.
+        ValueError: if there is none, it is not one of ours, or it was changed after it was signed.
     """
+    if not Path(path).is_file():
+        raise ArgumentError(
+            "entry", f"must be an entry.json that `leaderboard` wrote; there is no file {os.fspath(path)!r}"
+        )
     try:
         entry = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmlib.data import load, micro_world
+from lmlib.data.document import Document
 from lmlib.data.sources import END_OF_TEXT
 from lmlib.resources.units import ArgumentError
 from lmlib.tokenization import Tokenizer, formats, train_bpe
@@ -29,6 +30,11 @@ from lmlib.training.dataset import FORMAT, HEADER, VERSION, TokenData, open_toke
 RECIPE = 1  # goes into every hash: raise it when the same settings come to give other files
 _STORIES = 2000  # documents of a block of the micro-world
 _BLOCK = 2_000_000  # characters of a block of other text
+_WITHOUT_HUB = (
+    "For text on this machine give --set data.source=file --set data.train=FILE --set data.val=FILE; "
+    "for text that is made here, --set data.source=micro-world --set data.train_bytes=20_000_000 "
+    "--set data.val_bytes=500_000"
+)
 Block = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]  # ids; per document: tokens, bytes
 
 
@@ -45,9 +51,10 @@ def prepare(data: DataSettings, tokenizing: TokenizerSettings, folder: str | os.
     """The tokenizer and the two token files of a run, made if they are not in ``folder`` yet.
 
     Raises:
-        ArgumentError: for data that cannot be had under these settings.
-        ConnectionError, FileNotFoundError: as of ``lmlib.data.load``; both say how to go on.
+        ArgumentError: for data that cannot be had under these settings, such as a file that is not there.
+        ConnectionError, ImportError: for data of the hub that cannot be fetched; both say how to go on.
     """
+    _check_paths(data, tokenizing)
     place = Path(folder)
     ready = [path for path in (data.train, data.val) if path is not None and path.endswith(".tokens")]
     if data.source == "file" and len(ready) == 2:
@@ -63,6 +70,20 @@ def prepare(data: DataSettings, tokenizing: TokenizerSettings, folder: str | os.
             file.parent.mkdir(parents=True, exist_ok=True)
             _write(file, _blocks(data, part, tokenizer), tokenizer, _limit(data, part))
     return Prepared(tokenizer, open_tokens(files["train"]), open_tokens(files["val"]))
+
+
+def _check_paths(data: DataSettings, tokenizing: TokenizerSettings) -> None:
+    if tokenizing.path is not None and not Path(tokenizing.path).is_file():
+        raise ArgumentError(
+            "tokenizer.path", f"must be a tokenizer.json; there is no file {tokenizing.path!r}"
+        )
+    for name, path in (("data.train", data.train), ("data.val", data.val)):
+        if path is not None and not Path(path).exists():
+            raise ArgumentError(
+                name,
+                "must be a text (.txt, .jsonl, .csv, .parquet), a folder of them or a token file (.tokens); "
+                f"got {path!r}, which does not exist",
+            )
 
 
 # -- the tokenizer -------------------------------------------------------------------------------------------
@@ -107,10 +128,23 @@ def _texts(data: DataSettings, part: str) -> Iterator[str]:
         return (document.text for document in load(path=path))
     if data.val_split is not None:
         split = "train" if part == "train" else data.val_split
-        return (document.text for document in load(data.source, split))
+        return (document.text for document in _from_hub(data.source, split))
     if data.val_bytes is None:
         raise ArgumentError("data.val_bytes", "must be given where the source has no split to validate on")
-    return _cut(load(data.source, "train"), data.val_bytes, part)
+    return _cut(_from_hub(data.source, "train"), data.val_bytes, part)
+
+
+def _from_hub(source: str, split: str) -> Iterator[Document]:
+    """What ``load`` gives; where it cannot, the error names settings in place of its arguments."""
+    begin = f"data.source: {source!r} is on the Hugging Face hub, "
+    try:
+        return load(source, split)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{begin}which is out of reach (or HF_HUB_OFFLINE is set). {_WITHOUT_HUB}"
+        ) from error
+    except ImportError as error:
+        raise ImportError(f'{begin}and needs `pip install "datasets>=3"`. {_WITHOUT_HUB}') from error
 
 
 def _cut(documents: Iterable[Any], val_bytes: int, part: str) -> Iterator[str]:

@@ -125,7 +125,7 @@ def run(
 
     Args:
         data_folder: of tokenizers and token files; default ``out/data``.
-        resume: go on from the newest intact checkpoint in ``out``, if there is one.
+        resume: go on from the newest intact checkpoint in ``out``; without one, say so and start.
     """
     out = Path(out)
     if not resume and CheckpointFolder(out / "checkpoints").steps():
@@ -150,8 +150,10 @@ def run(
         trainer = make_trainer(
             config, data, folder=out / "checkpoints", parallel=parallel, callbacks=callbacks
         )
-        if resume:
-            trainer.resume()
+        if resume and not trainer.resume() and parallel.is_main:
+            place = out / "checkpoints"
+            print(f"--resume: there is no checkpoint in {place}; starting from the beginning", flush=True)
+            (out / "log.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         trainer.fit()
     return trainer
 

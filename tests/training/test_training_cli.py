@@ -1,6 +1,7 @@
 """The command line: train, resume to the bit, refuse; and the data that it prepares."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,61 @@ def test_errors_are_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.startswith("error: config: 'mikro' is no file and no preset")
     assert main(["micro", "--set", "parallel.kind=ddp", *flags("trainer.max_steps=1")]) == 2
     assert "torchrun" in capsys.readouterr().err
+
+
+def test_resume_without_a_checkpoint_says_that_it_begins(
+    tmp_path: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log of a run that was stopped before its first checkpoint is not gone on with either."""
+    out = tmp_path / "new"
+    out.mkdir()
+    (out / "log.jsonl").write_text('{"step": 1, "loss": 9.0}\n', encoding="utf-8")
+    command = ["micro", "--data", str(data_folder), "--out", str(out), "--resume"]
+    line = f"--resume: there is no checkpoint in {out / 'checkpoints'}; starting from the beginning\n"
+    assert main([*command, *flags("trainer.max_steps=2")]) == 0
+    assert capsys.readouterr().out.count(line) == 1
+    assert [row["step"] for row in read_lines(out / "log.jsonl") if "loss" in row] == [1, 2]
+    assert main([*command, *flags("trainer.max_steps=3")]) == 0  # now there is one
+    assert "there is no checkpoint" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["data.train", "data.val", "tokenizer.path"])
+def test_a_file_that_is_not_there_is_named(
+    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, nowhere = tmp_path / "text.txt", tmp_path / "nowhere.txt"
+    text.write_text("a text", encoding="utf-8")
+    given = {"data.source": "file", "data.train": str(text), "data.val": str(text), missing: str(nowhere)}
+    sets = flags("trainer.max_steps=1", *(f"{name}={value}" for name, value in given.items()))
+    assert main(["micro", "--out", str(tmp_path / "run"), *sets]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {missing}: must be a t")
+    assert repr(str(nowhere)) in said
+    assert "Errno" not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["valid", "none"])
+def test_data_that_cannot_be_fetched_says_what_to_set(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    more = ["--set", f"data.val_split={split}", "--set", "data.val_bytes=1000"]
+    assert main(["tinystories", "--out", str(tmp_path), *more]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: data.source: 'tinystories' is on the Hugging Face hub, which is out of")
+    assert "--set data.source=file --set data.train=FILE --set data.val=FILE" in said
+    assert "load(" not in said
+    generated = said[said.index("--set data.source=micro-world") :].split()
+    assert read("tinystories", generated[1::2]).data.train_bytes == 20_000_000  # they are settings
+
+
+def test_data_that_needs_a_package_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("lmlib.data.sources._reachable", lambda: True)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"pip install \"datasets>=3\"`\. .*--set data\.source=file"):
+        prepare(read("tinystories").data, TokenizerSettings(), tmp_path)
 
 
 def test_prepared_data_is_what_the_tokenizer_says(data_folder: Path) -> None:

@@ -81,6 +81,16 @@ def test_a_false_loss_is_found_even_if_signed_anew(made: tuple[Path, dict[str, A
         verify(folder / "entry.json", checkpoints=tmp_path / "none", data_folder=folder / "data")
 
 
+def test_an_entry_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (tmp_path / "nothing.json", tmp_path):
+        assert main(["verify", str(path)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(
+            "error: entry: must be an entry.json that `leaderboard` wrote; there is no file"
+        )
+        assert repr(str(path)) in said
+
+
 def test_the_hash_is_of_the_content_not_of_its_order() -> None:
     assert digest({"a": 1, "b": [1.5]}) == digest({"b": [1.5], "a": 1, "sha256": "?"})
 
