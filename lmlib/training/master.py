@@ -48,9 +48,14 @@ class MasterWeights(torch.optim.Optimizer):
     Args:
         groups: parameter groups with the model's own parameters.
         make: makes the optimizer proper from groups of the same options over the copies.
+
+    Attributes:
+        grad_factor: a tensor of one value that the next step multiplies every gradient by, in fp32, or
+            ``None``. Clipping rounds no gradient to 16 bits this way; each step sets it back to ``None``.
     """
 
     def __init__(self, groups: Groups, make: Callable[[Groups], torch.optim.Optimizer]) -> None:
+        self.grad_factor: Tensor | None = None
         self.parameters: list[Tensor] = list(chain.from_iterable(group["params"] for group in groups))
         self.masters: list[Tensor] = [_master(each) for each in self.parameters]
         copies = iter(self.masters)
@@ -69,8 +74,14 @@ class MasterWeights(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        scaled = self.grad_factor is not None
         for parameter, copy in zip(self.parameters, self.masters, strict=True):
-            copy.grad = None if parameter.grad is None else parameter.grad.to(torch.float32)
+            # A gradient that is fp32 already is the model's own, and is not to change.
+            copy.grad = None if parameter.grad is None else parameter.grad.to(torch.float32, copy=scaled)
+        wide = [copy.grad for copy in self.masters if copy.grad is not None]
+        if self.grad_factor is not None and wide:
+            torch._foreach_mul_(wide, self.grad_factor.to(wide[0].device, torch.float32))
+        self.grad_factor = None
         self.inner.step()
         for copy in self.masters:
             copy.grad = None

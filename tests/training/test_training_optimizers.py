@@ -1,6 +1,7 @@
 """Optimizers against PyTorch's, over a thousand steps, and Muon against a singular value decomposition."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from lmlib.training.adamw import AdamW
 from lmlib.training.master import MasterWeights
 from lmlib.training.muon import Muon, orthogonalize
 from lmlib.training.optimizers import OptimizerSettings, parameter_groups
+from lmlib.training.precision import precision
 from lmlib.training.sgd import SGD
+from lmlib.training.step import train_step
 
 STEPS = 1000
 
@@ -149,6 +152,50 @@ def test_master_weights_equal_fp32_training_with_rounded_gradients() -> None:
     for copied, weight, other in zip(optimizer.masters, weights, peers, strict=True):
         assert torch.equal(copied, other.detach())
         assert torch.equal(weight.detach(), other.detach().bfloat16())
+
+
+class _Slope(nn.Module):
+    """A loss whose gradients are whatever is put into ``slopes``, in the parameters' own types."""
+
+    def __init__(self, weights: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(weights)
+        self.slopes = [torch.zeros_like(each) for each in weights]
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = zip(self.weights, self.slopes, strict=True)
+        products = [(weight * slope).sum().float() for weight, slope in pairs]
+        return torch.stack(products).sum(), torch.zeros(())
+
+
+@pytest.mark.parametrize("last", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "make", [lambda groups: SGD(groups, lr=0.5), lambda groups: AdamW(groups, lr=1e-2, eps=0.1)]
+)
+def test_master_weights_clip_in_fp32(make: Callable[[Any], torch.optim.Optimizer], last: torch.dtype) -> None:
+    """A gradient that is scaled in bf16 first is off by up to 1 part in 256."""
+    types = [torch.bfloat16, torch.bfloat16, last]
+    module = _Slope([each.detach().to(to) for each, to in zip(_weights(torch.float32), types, strict=True)])
+    optimizer = MasterWeights([{"params": list(module.weights)}], make)
+    peers = [nn.Parameter(each.detach().float().clone()) for each in module.weights]
+    peer = make([{"params": peers}])
+    batch = [(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))]
+    torch.manual_seed(0)
+    for size in (10.0, 0.01, 1.0, 3.0):
+        module.slopes = [size * torch.randn_like(each) for each in module.weights]
+        _, norm = train_step(module, optimizer, batch, policy=precision("bf16"), clip_norm=1.0)
+        for other, slope in zip(peers, module.slopes, strict=True):
+            other.grad = slope.float().clone()
+        torch.testing.assert_close(norm, nn.utils.clip_grad_norm_(peers, 1.0))
+        peer.step()
+        for weight, copied, other, slope in zip(
+            module.weights, optimizer.masters, peers, module.slopes, strict=True
+        ):
+            torch.testing.assert_close(copied, other.detach(), rtol=0, atol=1e-7)
+            assert torch.equal(weight.detach(), copied.to(weight.dtype))
+            assert weight.grad is not None
+            assert torch.equal(weight.grad, slope)
+        assert optimizer.grad_factor is None  # it was for this step alone
 
 
 def test_master_weights_survive_their_state_dict() -> None:
