@@ -228,7 +228,9 @@ def profile(label: str, step: Callable[[], Any]) -> None:
     rows = [
         (each.self_device_time_total / 2000, each.count // 2, each.key)
         for each in seen.key_averages()
+        # A name that was given to a stretch of kernels stands beside them.
         if each.device_type == torch.autograd.DeviceType.CUDA
+        and not getattr(each, "is_user_annotation", False)
     ]
     rows.sort(reverse=True)
     print(f"-- {label}: {sum(row[0] for row in rows):.2f} ms of kernels a step")
