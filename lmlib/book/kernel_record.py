@@ -45,6 +45,8 @@ class Case:
     """By competitor and phase, in seconds."""
     peaks: Mapping[str, float]
     """Bytes beyond the inputs at the peak of a call."""
+    where: str
+    """The record it stands in, as ``Record.where`` names it."""
 
     @property
     def shape(self) -> str:
@@ -116,6 +118,14 @@ class KernelRecord:
     cases: tuple[Case, ...]
     later: tuple[Record, ...] = ()
     """Records of the same device that `together` added."""
+
+    @property
+    def where(self) -> str:
+        """The words with which a claim or caption names the records that hold these cases."""
+        dates = sorted({each.date for each in (self.record, *self.later)})
+        if len(dates) == 1:
+            return self.record.where
+        return f"records of {', '.join(dates[:-1])} and {dates[-1]} on {self.record.device}"
 
     @property
     def kernels(self) -> list[str]:
@@ -210,6 +220,7 @@ def _cases(made: Record) -> Iterator[Case]:
             kept=about.get("kept bytes", {}),
             times=times,
             peaks=peaks,
+            where=made.where,
         )
 
 

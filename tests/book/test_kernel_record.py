@@ -157,6 +157,10 @@ def test_a_later_record_holds_where_both_have_a_case(opened: KernelRecord, tmp_p
     assert (kept.seconds("ours", "forward"), kept.rate) == (1e-3, 1e9)
     assert (new.sizes["columns"], new.seconds("ours", "forward")) == (512, 3e-3)
     assert (both.record, [each.date for each in both.later]) == (opened.record, ["2026-02-01"])
+    assert (kept.where, new.where) == (opened.record.where, both.later[0].where)
+    assert kept.where != new.where
+    assert opened.where == opened.record.where
+    assert both.where == f"records of {opened.record.date} and 2026-02-01 on {opened.record.device}"
 
 
 @pytest.mark.parametrize("other", [{"device": "another"}, {"date": "2025-12-31"}])
