@@ -52,6 +52,7 @@ def _train(arguments: Sequence[str]) -> int:
             if name in values
         )
         print(f"{out}: step {trainer.step:,}, {trainer.tokens:,} tokens, {trainer.seconds:.0f} s; {shown}")
+    trainer.parallel.leave()  # or NCCL warns that nobody did
     return 0
 
 

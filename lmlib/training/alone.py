@@ -72,6 +72,9 @@ class Alone:
     def barrier(self) -> None:
         """Wait until every process is here."""
 
+    def leave(self) -> None:
+        """Part from the other processes, when nothing is to be exchanged any more."""
+
     def save(
         self,
         checkpoints: CheckpointFolder,

@@ -83,6 +83,10 @@ class Together(Alone):
         """Wait until every process is here."""
         dist.barrier()
 
+    def leave(self) -> None:
+        """Part from the other processes, when nothing is to be exchanged any more."""
+        dist.destroy_process_group()
+
     def save(
         self,
         checkpoints: CheckpointFolder,

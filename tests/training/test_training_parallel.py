@@ -120,7 +120,8 @@ for parameter in model.parameters():
     theirs = parameter.detach().clone()
     dist.broadcast(theirs, 0)
     assert torch.equal(theirs, parameter)
-dist.destroy_process_group()
+parallel.leave()
+assert not dist.is_initialized()
 """
 
 
