@@ -345,6 +345,21 @@ def need_gpu(parser: argparse.ArgumentParser, tiny: bool) -> None:
         )
 
 
+def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace, shape: Shape) -> None:
+    """End the program for arguments that would fail, or leave something out, only after minutes."""
+    known = [variant.label for variant in VARIANTS]
+    if unknown := [label for label in chosen.only or () if label not in known]:
+        parser.error(f"--only: must be among {known}, got {unknown}")
+    for name, least in (("batch_size", 1), ("steps", shape.warm + shape.stretch)):
+        value = getattr(chosen, name)
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')}: must be at least {least}, got {value}")
+    if chosen.data and not chosen.data.is_file():
+        parser.error(f"--data: there is no token file '{chosen.data}'")
+    if chosen.profile and not torch.cuda.is_available():
+        parser.error("--profile: lists kernels of a CUDA GPU, and PyTorch sees none here")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     import kernels._runtime  # noqa: F401  (before anything imports Triton: it chooses how Triton runs)
@@ -364,6 +379,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     global PROFILE
     PROFILE = chosen.profile
     shape = TINY if chosen.tiny else Shape()
+    _check(parser, chosen, shape)
+    if chosen.out:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)  # now, and not when all is measured
     changes = {name: getattr(chosen, name) for name in ("batch_size", "steps") if getattr(chosen, name)}
     shape = replace(shape, **changes)
     device = "cuda" if torch.cuda.is_available() else "cpu"

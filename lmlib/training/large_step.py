@@ -341,6 +341,7 @@ class Report:
         if self.path is None:
             return
         record = {**self.head, "samples": self.samples, "about": self.about}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(self.path.suffix + ".partial")
         partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self.path)

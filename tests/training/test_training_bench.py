@@ -120,6 +120,41 @@ def test_the_full_shape_is_refused_without_a_gpu(
         assert "--tiny runs a small shape on the CPU" in said
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--only", "ours", "ourz"], "--only: must be among ['ours', "),
+        (["--steps", "3"], "--steps: must be at least 4, got 3"),
+        (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (["--data", "none.tokens"], "--data: there is no token file 'none.tokens'"),
+        (["--profile", "3"], "--profile: lists kernels of a CUDA GPU"),
+    ],
+)
+def test_arguments_are_refused_before_anything_is_measured(
+    given: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for begun in ("micro_world_tokens", "open_tokens"):
+        monkeypatch.setattr(bench, begun, lambda *given: pytest.fail("it began"))
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["step", "--tiny", *given])
+    assert message in capsys.readouterr().err
+
+
+def test_the_folder_of_a_record_is_made_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results" / "gpu" / "record.json"
+
+    def begin(*given: object) -> None:
+        assert out.parent.is_dir()
+        raise InterruptedError
+
+    monkeypatch.setattr(bench, "micro_world_tokens", begin)
+    with pytest.raises(InterruptedError):
+        bench.main(["step", "--tiny", "--out", str(out)])
+
+
 def test_grids_and_the_ladder() -> None:
     assert [label for label, _ in grid(["a+b=1+2,3+4", "c=5"])] == ["a=1 b=2 c=5", "a=3 b=4 c=5"]
     labels = [label.split(" @ ")[0] for label, _ in ladder()]

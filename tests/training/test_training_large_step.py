@@ -138,8 +138,9 @@ def test_writes_a_record_and_goes_on_after_a_failure(
 
 def test_no_step_is_begun_that_would_end_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_step, "VARIANTS", VARIANTS[1:2])
-    main(["--tiny", "--out", str(tmp_path / "r.json"), "--seconds", "0.001"])
-    content = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    out = tmp_path / "a folder that is made" / "r.json"
+    main(["--tiny", "--out", str(out), "--seconds", "0.001"])
+    content = json.loads(out.read_text(encoding="utf-8"))
     assert content["samples"] == {}
     assert "would not be enough" in content["about"]["variants"]["cuDNN attention, result kept"]["stopped"]
 
