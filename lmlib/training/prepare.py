@@ -68,7 +68,8 @@ def prepare(data: DataSettings, tokenizing: TokenizerSettings, folder: str | os.
     for part, file in files.items():
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            _write(file, _blocks(data, part, tokenizer), tokenizer, _limit(data, part))
+            blocks = _blocks(data, part, tokenizer)
+            _write(file, blocks, tokenizer, _limit(data, part), _setting(data, part))
     return Prepared(tokenizer, open_tokens(files["train"]), open_tokens(files["val"]))
 
 
@@ -78,7 +79,7 @@ def _check_paths(data: DataSettings, tokenizing: TokenizerSettings) -> None:
             "tokenizer.path", f"must be a tokenizer.json; there is no file {tokenizing.path!r}"
         )
     for name, path in (("data.train", data.train), ("data.val", data.val)):
-        if path is not None and not Path(path).exists():
+        if path is not None and not os.path.exists(path):  # Path("") would be the current folder
             raise ArgumentError(
                 name,
                 "must be a text (.txt, .jsonl, .csv, .parquet), a folder of them or a token file (.tokens); "
@@ -95,9 +96,11 @@ def _tokenizer(data: DataSettings, settings: TokenizerSettings, place: Path) -> 
     wanted = {name: value for name, value in asdict(settings).items() if name != "path"}
     file = place / f"tokenizer-{_key(data, 'train', json.dumps(wanted, sort_keys=True))}.json"
     if not file.is_file():
-        texts = _until(_texts(data, "train"), settings.training_bytes)
+        texts = list(_until(_texts(data, "train"), settings.training_bytes))
+        if not texts:
+            raise ArgumentError(_setting(data, "train"), "holds no document")
         tokenizer = train_bpe(
-            list(texts), settings.vocab_size, (END_OF_TEXT,), pattern=settings.pattern, n_workers=1
+            texts, settings.vocab_size, (END_OF_TEXT,), pattern=settings.pattern, n_workers=1
         )
         place.mkdir(parents=True, exist_ok=True)
         formats.save_hf(tokenizer, file)
@@ -155,6 +158,11 @@ def _cut(documents: Iterable[Any], val_bytes: int, part: str) -> Iterator[str]:
     for _ in first:  # the same documents are passed over here that validate there
         pass
     return texts
+
+
+def _setting(data: DataSettings, part: str) -> str:
+    """The name of what says where the text of a part is."""
+    return f"data.{part}" if data.source == "file" else "data.source"
 
 
 def _limit(data: DataSettings, part: str) -> int | None:
@@ -255,7 +263,9 @@ def _encode_adopted(job: Any) -> Block:
     return encode(_tokenizer_here, job)
 
 
-def _write(path: Path, blocks: Iterator[Block], tokenizer: Tokenizer, max_bytes: int | None) -> None:
+def _write(
+    path: Path, blocks: Iterator[Block], tokenizer: Tokenizer, max_bytes: int | None, setting: str
+) -> None:
     """A token file of whole documents, up to the one with which ``max_bytes`` bytes are reached."""
     dtype = np.dtype(tokenizer.dtype).newbyteorder("<")
     digest, tokens, documents, n_bytes = hashlib.sha256(), 0, 0, 0
@@ -274,7 +284,7 @@ def _write(path: Path, blocks: Iterator[Block], tokenizer: Tokenizer, max_bytes:
             if max_bytes is not None and n_bytes >= max_bytes:
                 break
         if not tokens:
-            raise ArgumentError("data", "holds no document at all")
+            raise ArgumentError(setting, "holds no document")
         header = {
             "format": FORMAT,
             "version": VERSION,

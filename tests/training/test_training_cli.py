@@ -104,6 +104,27 @@ def test_a_file_that_is_not_there_is_named(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_empty_path_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = flags("trainer.max_steps=1", "data.source=file", "data.train=", "data.val=")
+    assert main(["micro", "--out", str(tmp_path / "run"), *sets]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: data.train: must be a text")
+    assert "got '', which does not exist" in said
+
+
+@pytest.mark.parametrize("empty", ["data.train", "data.val"])
+def test_text_without_documents_is_named(
+    empty: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, nothing = tmp_path / "text.txt", tmp_path / "nothing"
+    text.write_text("\n".join(micro_world(0, n_documents=100).texts()), encoding="utf-8")
+    nothing.mkdir()
+    given = {"data.source": "file", "data.train": str(text), "data.val": str(text), empty: str(nothing)}
+    sets = flags("trainer.max_steps=1", *(f"{name}={value}" for name, value in given.items()))
+    assert main(["micro", "--out", str(tmp_path / "run"), *sets]) == 2
+    assert capsys.readouterr().err == f"error: {empty}: holds no document\n"
+
+
 @pytest.mark.parametrize("split", ["valid", "none"])
 def test_data_that_cannot_be_fetched_says_what_to_set(
     split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
