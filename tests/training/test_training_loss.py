@@ -1,5 +1,6 @@
 """Cross-entropy, whole and in chunks, against PyTorch's and against finite differences."""
 
+import builtins
 import math
 from typing import Any
 
@@ -189,6 +190,21 @@ def test_the_kernel_takes_as_many_tokens_at_once_as_it_is_told(monkeypatch: pyte
     torch.testing.assert_close(*losses)
     expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum")
     torch.testing.assert_close(losses[0], expected)
+
+
+def test_forward_does_not_import_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 ends its graph at an import, so that the step is compiled in two."""
+    module = LossModule(TransformerLM(ModelConfig(50, 16, 16, 1, 2, kernels="triton-sdpa")))
+    tokens = torch.randint(50, (1, 16))
+    imported, plain = [], builtins.__import__
+
+    def watched(name: str, *rest: Any, **named: Any) -> Any:
+        imported.append(name)
+        return plain(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", watched)
+    module(tokens, tokens)
+    assert "kernels" not in imported
 
 
 def test_softcap_of_the_model_is_applied() -> None:
