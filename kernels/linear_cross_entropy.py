@@ -59,7 +59,7 @@ from kernels.linear_cross_entropy_stripes import HAVE_OUT_DTYPE, Stripes, add_pr
 CHUNK_BYTES, CHUNK_SHARE, MIN_ROWS = 72_000_000, 0.7, 256
 PARTS = 4  # of the sums, by rows of the weight
 ALIGNED = 8  # columns
-LAST_SHARE = 64  # of the columns are few
+LAST_SHARE = 64  # last columns are few if they are at most one in so many
 FLOPS_PER_BYTE = {2: 230, 4: 20}  # of products and copies on an H100, by the size of an element
 
 

@@ -50,7 +50,7 @@ class MasterWeights(torch.optim.Optimizer):
         make: makes the optimizer proper from groups of the same options over the copies.
 
     Attributes:
-        grad_factor: a tensor of one value that the next step multiplies every gradient by, in fp32, or
+        grad_factor: a tensor without axes that the next step multiplies every gradient by, in fp32, or
             ``None``. Clipping rounds no gradient to 16 bits this way; each step sets it back to ``None``.
     """
 
