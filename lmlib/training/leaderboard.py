@@ -140,6 +140,7 @@ def compete(
             before += late
         trainer.fit()
         loss, n_bytes = _evaluate(trainer.module, data.val, trainer.policy.name, trainer.device)
+    parallel.leave()
     rows = [row for row in read_lines(out / "log.jsonl") if "loss" in row]
     content = {
         "format": FORMAT,

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from lmlib.resources.units import ArgumentError
+from lmlib.training import leaderboard
 from lmlib.training.__main__ import main
+from lmlib.training.alone import Alone
 from lmlib.training.checkpoint import CheckpointError
 from lmlib.training.config import read
 from lmlib.training.leaderboard import (
@@ -55,6 +57,16 @@ def test_an_entry_says_everything_and_can_be_verified(made: tuple[Path, dict[str
     nats = entry["loss"] * (entry["data"]["val_tokens"] - 1)
     assert entry["loss_per_byte"] == pytest.approx(nats / entry["data"]["val_bytes"])
     assert verify(folder / "entry.json") == pytest.approx(entry["loss"], abs=1e-4)
+
+
+def test_processes_part_when_all_is_evaluated(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(leaderboard, "_evaluate", lambda *given: done.append("evaluated") or (2.0, 100))
+    monkeypatch.setattr(Alone, "leave", lambda self: done.append("left"))
+    compete(read("leaderboard", SMALL), tmp_path, flops=1e6, data_folder=made[0] / "data")
+    assert done == ["evaluated", "left"]
 
 
 @pytest.mark.parametrize(("key", "value"), [("loss", 0.1), ("seconds", 1.0), ("tokens", 1)])
