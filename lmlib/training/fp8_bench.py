@@ -109,7 +109,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(
             "it times a GPU's units for eight-bit floats (Ada, Hopper or later), and there are none here"
         )
-    samples, about = measure(chosen.sizes)
+    if chosen.out:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)  # now, and not when all is measured
+    try:
+        samples, about = measure(chosen.sizes)
+    except ArgumentError as error:
+        parser.error(f"--{error}")
     record = {
         **machine(),
         "date": datetime.now(UTC).date().isoformat(),

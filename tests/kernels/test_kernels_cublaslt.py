@@ -12,7 +12,6 @@ from torch import Tensor
 
 from kernels import cublaslt, gelu_mlp, linear_cross_entropy
 
-on_hopper = pytest.mark.gpu
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -133,7 +132,7 @@ def test_views_that_begin_in_the_middle_are_copied() -> None:
     assert torch.equal(copied, whole[begin + 8 :])
 
 
-@on_hopper
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("dtype", "sizes", "fit"),
     [
@@ -155,7 +154,7 @@ def hopper() -> None:
         pytest.skip("on other GPUs cuBLASLt takes the GELU in a pass of its own, and is not used")
 
 
-@on_hopper
+@pytest.mark.gpu
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("biased", [True, False])
@@ -178,7 +177,7 @@ def test_products_are_as_exact_as_pytorchs(dtype: torch.dtype, biased: bool) -> 
     assert error(cublaslt.gelu_backward(dy, w_down, kept), exact) <= 1.05 * error(theirs, exact)
 
 
-@on_hopper
+@pytest.mark.gpu
 @pytest.mark.usefixtures("hopper")
 def test_the_choice_of_an_algorithm_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first proposal is what the library would take by itself."""
@@ -192,7 +191,7 @@ def test_the_choice_of_an_algorithm_changes_no_bit(monkeypatch: pytest.MonkeyPat
     assert all(map(torch.equal, found, first))
 
 
-@on_hopper
+@pytest.mark.gpu
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("offset", [1, 8])
 def test_views_that_begin_anywhere(offset: int) -> None:
@@ -208,7 +207,7 @@ def test_views_that_begin_anywhere(offset: int) -> None:
     assert torch.equal(cublaslt.gelu_backward(*map(shifted, (dy, w_down, expected[1]))), dpre)
 
 
-@on_hopper
+@pytest.mark.gpu
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("timed", [True, False])
 def test_rows_of_the_result_may_lie_further_apart(timed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +221,7 @@ def test_rows_of_the_result_may_lie_further_apart(timed: bool, monkeypatch: pyte
     assert (buffer[:, 520:] == 7).all()
 
 
-@on_hopper
+@pytest.mark.gpu
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("known", [True, False])
 def test_captured_into_a_graph(known: bool) -> None:
@@ -240,7 +239,7 @@ def test_captured_into_a_graph(known: bool) -> None:
     assert all(map(torch.equal, found, expected))
 
 
-@on_hopper
+@pytest.mark.gpu
 @pytest.mark.usefixtures("hopper")
 def test_many_threads_multiply_at_once() -> None:
     """A product's descriptor holds the pointers of one call: none may see another's."""
@@ -259,7 +258,7 @@ def test_many_threads_multiply_at_once() -> None:
         assert all(pool.map(run, biases))
 
 
-@on_hopper
+@pytest.mark.gpu
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("method", ["linear_gelu", "gelu_backward"])
 def test_the_feed_forward_uses_it(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +272,7 @@ def test_the_feed_forward_uses_it(method: str, monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) == 1
 
 
-@on_hopper
+@pytest.mark.gpu
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("V", [520, 1001])
 def test_the_loss_uses_it(V: int, monkeypatch: pytest.MonkeyPatch) -> None:

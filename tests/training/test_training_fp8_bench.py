@@ -51,12 +51,21 @@ def test_its_record_is_one_of_the_books(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(fp8_bench, "seconds", timed)
     monkeypatch.setattr(fp8_bench, "errors", lambda size: errors(size, "cpu"))
     monkeypatch.setattr(fp8_bench, "competitors", lambda size, device="cpu": competitors(size, "cpu"))
-    out = tmp_path / "fp8.json"
+    out = tmp_path / "made" / "fp8.json"
     fp8_bench.main(["--sizes", "32", "--commit", "abc1234", "--out", str(out)])
     found = parse(json.loads(out.read_text(encoding="utf-8")), "record fp8.json")
     assert found["32: 8 bits"].median == 1.5e-3
     assert found.about["sizes"] == [32]
     assert found.about["errors"]["32"][fp8_bench.BF16] < 3e-3
+
+
+def test_a_bad_size_ends_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fp8, "has_units", lambda device: True)
+    with pytest.raises(SystemExit):
+        fp8_bench.main(["--sizes", "24"])
+    assert "--sizes: must be multiples of 16, got 24" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
