@@ -16,6 +16,7 @@ import time
 _STARTED = time.monotonic()  # before the imports: a budget of time counts them
 
 import argparse  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -44,7 +45,8 @@ def _train(arguments: Sequence[str]) -> int:
 
     out = chosen.out or Path("runs") / config.name
     trainer = run(config, out, data_folder=chosen.data, resume=chosen.resume)
-    if trainer.parallel.is_main:
+    parallel = trainer.parallel
+    if parallel.is_main:
         values = trainer.last
         shown = ", ".join(
             f"{name} {values[name]:.4f}"
@@ -52,7 +54,8 @@ def _train(arguments: Sequence[str]) -> int:
             if name in values
         )
         print(f"{out}: step {trainer.step:,}, {trainer.tokens:,} tokens, {trainer.seconds:.0f} s; {shown}")
-    trainer.parallel.leave()  # or NCCL warns that nobody did
+    del trainer
+    parallel.leave()
     return 0
 
 
@@ -85,6 +88,8 @@ def _leaderboard(arguments: Sequence[str]) -> int:
         data_folder=chosen.data,
         started=_STARTED,
     )
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun one entry is enough, the first process's
+        return 0
     path = write_entry(entry, out / "entry.json")
     print(
         f"{path}: {entry['class']}: {entry['loss']:.4f} nats/token, {entry['bits_per_byte']:.4f} bits/byte, "

@@ -140,7 +140,6 @@ def compete(
             before += late
         trainer.fit()
         loss, n_bytes = _evaluate(trainer.module, data.val, trainer.policy.name, trainer.device)
-    parallel.leave()
     rows = [row for row in read_lines(out / "log.jsonl") if "loss" in row]
     content = {
         "format": FORMAT,
@@ -175,6 +174,8 @@ def compete(
         "weights_sha256": _weights(out / "checkpoints", trainer.step),
         "date": datetime.now(UTC).date().isoformat(),
     }
+    del trainer
+    parallel.leave()
     return sign(content)
 
 

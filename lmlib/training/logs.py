@@ -122,7 +122,8 @@ class Progress:
             self._move()
 
     def close(self) -> None:
-        """Leave the last state standing."""
+        """Leave the last state standing, and let go of the trainer."""
+        self._trainer = None
         if self._bar is not None:
             self._bar.close()
             self._bar = None

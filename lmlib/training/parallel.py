@@ -84,7 +84,12 @@ class Together(Alone):
         dist.barrier()
 
     def leave(self) -> None:
-        """Part from the other processes, when nothing is to be exchanged any more."""
+        """Part from the other processes, when nothing is to be exchanged any more.
+
+        Let go of the trainer first. DDP's reducer owns the process group, too, and as its last owner it ends
+        the group with Python's lock in hand: over gloo that waits for ever for a thread of the group which
+        wants the lock to drop its last tensor (PyTorch's issue 56297; with torch 2.13 in one run of ten).
+        """
         dist.destroy_process_group()
 
     def save(

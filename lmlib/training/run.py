@@ -76,8 +76,19 @@ def make_optimizer(config: RunConfig) -> Callable[[nn.Module, Precision], torch.
 
 
 def make_parallel(config: RunConfig) -> Alone:
-    """How the processes of this run work together; joins them if there are several."""
+    """How the processes of this run work together; joins them if there are several.
+
+    Raises:
+        ArgumentError: if ``torchrun`` started several processes and the configuration knows of one.
+    """
     if config.parallel.kind == "none":
+        started = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+        if started > 1:
+            raise ArgumentError(
+                "parallel.kind",
+                f"must be 'ddp' or 'fsdp2' for {started} processes, got 'none': each would train the whole "
+                "run, in the same folder",
+            )
         return Alone()
     from lmlib.training.parallel import join
 

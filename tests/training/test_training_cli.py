@@ -2,13 +2,16 @@
 
 import json
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lmlib.data import micro_world
 from lmlib.training.__main__ import main
+from lmlib.training.alone import Alone
 from lmlib.training.config import DataSettings, TokenizerSettings, read
 from lmlib.training.dataset import open_tokens, write_tokens
 from lmlib.training.logs import read_lines
@@ -58,6 +61,36 @@ def test_train_resume_and_refuse(
     assert losses["cut"] == losses["whole"]
     assert read(tmp_path / "whole" / "config.toml").trainer.max_steps == 8
     assert "val_loss" in capsys.readouterr().out
+
+
+def test_the_trainer_is_gone_when_processes_part(
+    tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDP in it may not be the group's last owner (see ``Together.leave``)."""
+    module: list[weakref.ref[Any]] = []
+    found: list[Any] = []
+
+    def remember(*given: Any, **named: Any) -> Any:
+        trainer = run(*given, **named)
+        module.append(weakref.ref(trainer.module))
+        return trainer
+
+    monkeypatch.setattr("lmlib.training.run.run", remember)
+    monkeypatch.setattr(Alone, "leave", lambda self: found.append(module[0]()))
+    given = ["micro", "--data", str(data_folder), "--out", str(tmp_path), *flags("trainer.max_steps=1")]
+    assert main(given) == 0
+    assert found == [None]
+
+
+def test_several_processes_need_a_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Started by torchrun without the setting, each would train the whole run into one folder."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["micro", "--out", str(tmp_path / "run"), *flags("trainer.max_steps=1")]) == 2
+    assert "parallel.kind: must be 'ddp' or 'fsdp2' for 2 processes, got 'none'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_prints_the_whole_configuration(capsys: pytest.CaptureFixture[str]) -> None:

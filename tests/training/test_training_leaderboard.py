@@ -2,6 +2,7 @@
 
 import json
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,34 @@ def test_an_entry_says_everything_and_can_be_verified(made: tuple[Path, dict[str
 def test_processes_part_when_all_is_evaluated(
     made: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And when the trainer is gone: DDP in it may not be the group's last owner (see ``Together.leave``)."""
     done: list[str] = []
-    monkeypatch.setattr(leaderboard, "_evaluate", lambda *given: done.append("evaluated") or (2.0, 100))
-    monkeypatch.setattr(Alone, "leave", lambda self: done.append("left"))
+    module: list[weakref.ref[Any]] = []
+
+    def evaluate(given: Any, *rest: Any) -> tuple[float, int]:
+        module.append(weakref.ref(given))
+        done.append("evaluated")
+        return 2.0, 100
+
+    monkeypatch.setattr(leaderboard, "_evaluate", evaluate)
+    monkeypatch.setattr(Alone, "leave", lambda self: done.append(f"left, module {module[0]()}"))
     compete(read("leaderboard", SMALL), tmp_path, flops=1e6, data_folder=made[0] / "data")
-    assert done == ["evaluated", "left"]
+    assert done == ["evaluated", "left, module None"]
+
+
+def test_one_process_of_several_writes_the_entry(
+    made: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(leaderboard, "compete", lambda *given, **named: made[1])
+    for rank, written in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["leaderboard", "--flops", "1e6", "--out", str(tmp_path)]) == 0
+        assert ((tmp_path / "entry.json").is_file(), "nats/token" in capsys.readouterr().out) == (
+            written,
+        ) * 2
 
 
 @pytest.mark.parametrize(("key", "value"), [("loss", 0.1), ("seconds", 1.0), ("tokens", 1)])

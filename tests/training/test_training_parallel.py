@@ -10,6 +10,7 @@ import torch
 from lmlib.resources.units import ArgumentError
 from lmlib.training.__main__ import main
 from lmlib.training.config import ParallelSettings
+from lmlib.training.leaderboard import read_entry, verify
 from lmlib.training.logs import read_lines
 from lmlib.training.parallel import full_state, join
 
@@ -38,11 +39,16 @@ def arguments(folder: Path, name: str, *more: str) -> list[str]:
     return given + [part for each in (*SMALL, *more) for part in ("--set", each)]
 
 
-def torchrun(folder: Path, name: str, *more: str, resume: bool = False) -> None:
+def torchrun(*given: str) -> str:
+    """Two processes of a script, or of ``-m module``; gives what they print."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "lmlib.training", *arguments(folder, name, *more), *(["--resume"] if resume else [])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([*command, *given], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def train(folder: Path, name: str, *more: str, resume: bool = False) -> None:
+    torchrun("-m", "lmlib.training", *arguments(folder, name, *more), *(["--resume"] if resume else []))
 
 
 def curve(folder: Path, name: str) -> list[float]:
@@ -61,8 +67,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_loss_curve_is_that_of_one_process(alone: Path, kind: str) -> None:
     """In one piece, and cut in two by a checkpoint."""
     chosen = f"parallel.kind={kind}"
-    torchrun(alone, kind, chosen, "trainer.max_steps=5")
-    torchrun(alone, kind, chosen, "trainer.max_steps=8", resume=True)
+    train(alone, kind, chosen, "trainer.max_steps=5")
+    train(alone, kind, chosen, "trainer.max_steps=8", resume=True)
     assert curve(alone, kind) == pytest.approx(curve(alone, "alone"), abs=2e-5)
     rows = [
         [row["val_loss"] for row in read_lines(alone / name / "log.jsonl") if "val_loss" in row][-1]
@@ -84,8 +90,8 @@ def test_fsdp2_in_bf16(alone: Path, optimizer: str) -> None:
     chosen = ("precision=bf16", f"optimizer.kind={optimizer}", "schedule.lr=0.003")
     name = f"bf16-{optimizer}"
     assert main(arguments(alone, f"alone-{name}", *chosen, "trainer.max_steps=8")) == 0
-    torchrun(alone, name, *chosen, "parallel.kind=fsdp2", "trainer.max_steps=5")
-    torchrun(alone, name, *chosen, "parallel.kind=fsdp2", "trainer.max_steps=8", resume=True)
+    train(alone, name, *chosen, "parallel.kind=fsdp2", "trainer.max_steps=5")
+    train(alone, name, *chosen, "parallel.kind=fsdp2", "trainer.max_steps=8", resume=True)
     losses = curve(alone, name)
     assert losses == pytest.approx(curve(alone, f"alone-{name}"), abs=1e-2)
     assert losses[-1] < losses[0] - 0.2
@@ -130,9 +136,18 @@ def test_processes_that_drew_different_weights_agree_on_those_of_the_first(tmp_p
     """The master weights too, which are not what DDP hands round."""
     script = tmp_path / "unequal.py"
     script.write_text(UNEQUAL, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(str(script))
+
+
+@pytest.mark.distributed
+def test_an_entry_of_two_processes(alone: Path) -> None:
+    """Written and told of once, and the loss of its checkpoint is the entry's."""
+    given = arguments(alone, "entry", "parallel.kind=ddp", "model.context_length=512")
+    printed = torchrun("-m", "lmlib.training", "leaderboard", "--flops", "1e9", "--config", *given)
+    assert printed.count("nats/token") == 1
+    entry = read_entry(alone / "entry" / "entry.json")
+    found = verify(alone / "entry" / "entry.json", data_folder=alone / "data")
+    assert found == pytest.approx(entry["loss"], abs=1e-4)
 
 
 def test_needs_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
