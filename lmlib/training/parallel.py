@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -90,6 +91,8 @@ class Together(Alone):
         the group with Python's lock in hand: over gloo that waits for ever for a thread of the group which
         wants the lock to drop its last tensor (PyTorch's issue 56297; with torch 2.13 in one run of ten).
         """
+        dist.barrier()
+        time.sleep(0.1)  # a compiled trainer lives on: here the thread finds the lock free
         dist.destroy_process_group()
 
     def save(
