@@ -14,18 +14,13 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lmlib.architecture import ModelConfig, TransformerLM
+from lmlib.training import record
 from lmlib.training.config import DataSettings, TokenizerSettings
 from lmlib.training.dataset import TokenData, open_tokens
 from lmlib.training.optimizers import OptimizerSettings
@@ -279,9 +275,9 @@ def _say(shape: Shape, label: str, timed: Timed, seconds: float) -> None:
 
 
 def describe(
-    shape: Shape, data: TokenData, found: dict[str, Timed], command: str, commit: str, apart: float
+    shape: Shape, data: TokenData, found: dict[str, Timed], origin: dict[str, Any], apart: float
 ) -> dict[str, Any]:
-    """A record as ``lmlib.book.records`` reads it; ``apart`` is what ``agreement`` found."""
+    """A record; ``apart`` is what ``agreement`` found."""
     per_step = shape.batch_size * shape.context_length
     rates = {label: [per_step / each for each in timed.seconds] for label, timed in found.items()}
     samples: dict[str, Any] = {}
@@ -291,10 +287,7 @@ def describe(
         samples[f"{label}: peak memory"] = {"unit": "GB", "values": [timed.peak_bytes / 1e9]}
     flops = flops_per_token(shape.config(), shape.context_length)
     return {
-        **machine(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit,
-        "command": command,
+        **origin,
         "samples": samples,
         "about": {
             "shape": asdict(shape),
@@ -304,28 +297,6 @@ def describe(
             "data_sha256": data.sha256,
             "variants": {variant.label: asdict(variant) for variant in VARIANTS if variant.label in found},
         },
-    }
-
-
-def machine() -> dict[str, Any]:
-    """The device under its own name, its driver, and the versions of torch and triton."""
-    gpu = torch.cuda.is_available()
-    driver = None
-    if gpu:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        driver = answer.stdout.split("\n")[0].strip() or None
-    try:
-        triton = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        triton = None
-    return {
-        "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
-        "driver": driver,
-        "torch": torch.__version__,
-        "triton": triton if gpu else None,
     }
 
 
@@ -364,6 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     import kernels._runtime  # noqa: F401  (before anything imports Triton: it chooses how Triton runs)
 
+    given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m lmlib.training.bench", description=__doc__)
     parser.add_argument("what", choices=["step"], help="step: a training step beside a plain model's")
     parser.add_argument("--out", type=Path, help="write a record")
@@ -374,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", type=int, default=0, help="list so many kernels of a step")
     for name in ("batch_size", "steps"):
         parser.add_argument("--" + name.replace("_", "-"), type=int)
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args(given)
     need_gpu(parser, chosen.tiny)
     global PROFILE
     PROFILE = chosen.profile
@@ -391,10 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         apart = agreement(shape, data, starting_model(shape), device)
         print(f"in fp32 the losses of both programs differ by {apart:.1e} at most", flush=True)
         found = measure(shape, data, device, variants)
-        command = "python -m lmlib.training.bench " + " ".join(arguments or sys.argv[1:])
-        record = describe(shape, data, found, command, chosen.commit, apart)
     if chosen.out:
-        chosen.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        origin = record.origin("lmlib.training.bench", given, chosen.commit)
+        record.write(chosen.out, describe(shape, data, found, origin, apart))
 
 
 if __name__ == "__main__":

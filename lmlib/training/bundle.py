@@ -29,7 +29,6 @@ from lmlib.data.truth import bits_per_byte
 from lmlib.resources.units import ArgumentError
 from lmlib.tokenization import Tokenizer, formats
 from lmlib.training import bundled
-from lmlib.training.bench import machine
 from lmlib.training.coherence import check_stories, closing_accuracy
 from lmlib.training.config import RunConfig, read
 from lmlib.training.dataset import TokenData
@@ -37,6 +36,7 @@ from lmlib.training.evaluate import evaluate
 from lmlib.training.logs import JsonLines, Progress
 from lmlib.training.loss import LossModule
 from lmlib.training.prepare import encode, prepare
+from lmlib.training.record import machine
 from lmlib.training.run import attention_backend, make_trainer
 from lmlib.training.state import MODEL, load_model, unique_tensors
 from lmlib.training.tensors import write_tensors

@@ -9,11 +9,9 @@ as a layer pays for them. Samples are taken in turns, so that a clock that falls
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,7 @@ from torch import Tensor
 
 from kernels.bench.timing import Clock, Timed
 from lmlib.resources.units import ArgumentError
-from lmlib.training import fp8
-from lmlib.training.bench import machine
+from lmlib.training import fp8, record
 
 SIZES = (1024, 2048, 4096, 8192)
 BF16, EIGHT, COUNTED = "bf16", "8 bits", "8 bits, scaling and casting counted"
@@ -96,11 +93,12 @@ def measure(sizes: Sequence[int] = SIZES) -> tuple[dict[str, Any], dict[str, Any
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m lmlib.training.fp8_bench", description=__doc__)
     parser.add_argument("--out", type=Path, help="write a record")
     parser.add_argument("--commit", default="unknown", help="of the source, for the record")
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), help="multiples of 16")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args(given)
     if not fp8.has_units("cuda"):
         parser.error(
             "it times a GPU's units for eight-bit floats (Ada, Hopper or later), and there are none here"
@@ -111,16 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         samples, about = measure(chosen.sizes)
     except ArgumentError as error:
         parser.error(f"--{error}")
-    record = {
-        **machine(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": chosen.commit,
-        "command": "python -m lmlib.training.fp8_bench " + " ".join(arguments or sys.argv[1:]),
-        "samples": samples,
-        "about": about,
-    }
     if chosen.out:
-        chosen.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        origin = record.origin("lmlib.training.fp8_bench", given, chosen.commit)
+        record.write(chosen.out, {**origin, "samples": samples, "about": about})
 
 
 if __name__ == "__main__":

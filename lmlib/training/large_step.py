@@ -22,15 +22,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +43,8 @@ from lmlib.resources.memory import memory
 from lmlib.resources.optimizer import Optimizer
 from lmlib.resources.parameters import parameters
 from lmlib.resources.profile import Profile
-from lmlib.training.bench import machine, need_gpu
+from lmlib.training import record
+from lmlib.training.bench import need_gpu
 from lmlib.training.run import attention_backend
 from lmlib.training.step import checkpoint_blocks
 
@@ -316,10 +314,8 @@ def profiled(run: Callable[[], Tensor]) -> tuple[Tensor, dict[str, float], dict[
 class Report:
     """The record, written anew at each change, and printed."""
 
-    def __init__(self, path: Path | None, command: str, commit: str, about: dict[str, Any]) -> None:
-        self.path, self.samples, self.about = path, dict[str, Any](), about
-        today = datetime.now(UTC).date().isoformat()
-        self.head = {**machine(), "date": today, "commit": commit, "command": command}
+    def __init__(self, path: Path | None, origin: dict[str, Any], about: dict[str, Any]) -> None:
+        self.path, self.origin, self.samples, self.about = path, origin, dict[str, Any](), about
         self.began = time.perf_counter()
 
     @property
@@ -338,13 +334,8 @@ class Report:
 
     def save(self) -> None:
         """Write all of it, whole or not at all."""
-        if self.path is None:
-            return
-        record = {**self.head, "samples": self.samples, "about": self.about}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(self.path.suffix + ".partial")
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        if self.path is not None:
+            record.write(self.path, {**self.origin, "samples": self.samples, "about": self.about})
 
 
 @dataclass
@@ -512,8 +503,19 @@ def run(bench: Bench, variants: Sequence[Variant]) -> None:
     report.say("done")
 
 
+def _check(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    """End the program for numbers that no run can have."""
+    for name, value in (("layers", chosen.layers), ("context", chosen.context)):
+        if value is not None and value < 1:
+            parser.error(f"--{name}: must be at least 1, got {value}")
+    for name, value in (("seconds", chosen.seconds), ("limit-gb", chosen.limit_gb)):
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{name}: must be positive and finite, got {value:g}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="python -m lmlib.training.large_step", description=__doc__)
     parser.add_argument("--out", type=Path, help="write a record")
     parser.add_argument("--commit", default="unknown", help="of the source, for the record")
@@ -524,21 +526,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=120, help="after which no step is begun")
     parser.add_argument("--limit-gb", type=float, help="take no more of the GPU's memory, in 1e9 bytes")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, for a machine without a GPU")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args(given)
     need_gpu(parser, chosen.tiny)
+    _check(parser, chosen)
     shape = TINY if chosen.tiny else Shape()
     changes = {"n_layers": chosen.layers, "context_length": chosen.context}
-    shape = replace(shape, **{name: value for name, value in changes.items() if value})
+    shape = replace(shape, **{name: value for name, value in changes.items() if value is not None})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     there = math.inf
     if device == "cuda":
         there = total = float(torch.cuda.mem_get_info()[1])
-        if chosen.limit_gb:
+        if chosen.limit_gb is not None:
             there = min(total, chosen.limit_gb * GB)
             torch.cuda.set_per_process_memory_fraction(there / total)
     about = {"shape": asdict(shape), "moments": chosen.moments, "betas": list(BETAS), "variants": {}}
-    command = "python -m lmlib.training.large_step " + " ".join(arguments or sys.argv[1:])
-    report = Report(chosen.out, command.strip(), chosen.commit, about)
+    origin = record.origin("lmlib.training.large_step", given, chosen.commit)
+    report = Report(chosen.out, origin, about)
     variants = [each for each in VARIANTS if chosen.attention in (None, each.attention)]
     run(Bench(shape, device, chosen.moments, chosen.seconds, there, report), variants)
 

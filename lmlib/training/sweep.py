@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import torch
 
 from lmlib.resources.units import ArgumentError, check_choice
 from lmlib.tokenization.processes import worker_pool
-from lmlib.training.bench import machine
+from lmlib.training import record
 from lmlib.training.config import RunConfig, read
 from lmlib.training.prepare import prepare
 from lmlib.training.run import make_trainer
@@ -148,14 +146,11 @@ def sweep(source: str, cases: Sequence[Case], *, jobs: int, folder: str, threads
     return results
 
 
-def as_record(source: str, results: dict[str, Any], command: str, commit: str) -> dict[str, Any]:
-    """As ``lmlib.book.records`` reads it; runs that diverged are told under ``about``."""
+def as_record(source: str, results: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
+    """A record; runs that diverged are told under ``about``."""
     good = {label: each for label, each in results.items() if "error" not in each}
     return {
-        **machine(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit,
-        "command": command,
+        **origin,
         "samples": {
             label: {"unit": "nats/token", "values": [each["val_loss"]]} for label, each in good.items()
         },
@@ -188,9 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             chosen.config, cases, jobs=chosen.jobs, folder=chosen.data or temporary, threads=chosen.threads
         )
     if chosen.out:
-        command = "python -m lmlib.training.sweep " + " ".join(given)
-        record = as_record(chosen.config, results, command, chosen.commit)
-        chosen.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        origin = record.origin("lmlib.training.sweep", given, chosen.commit)
+        record.write(chosen.out, as_record(chosen.config, results, origin))
 
 
 if __name__ == "__main__":

@@ -145,6 +145,25 @@ def test_no_step_is_begun_that_would_end_too_late(tmp_path: Path, monkeypatch: p
     assert "would not be enough" in content["about"]["variants"]["cuDNN attention, result kept"]["stopped"]
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("layers", "-1", "must be at least 1, got -1"),
+        ("layers", "0", "must be at least 1, got 0"),
+        ("context", "0", "must be at least 1, got 0"),
+        ("seconds", "nan", "must be positive and finite, got nan"),
+        ("seconds", "-1", "must be positive and finite, got -1"),
+        ("limit-gb", "0", "must be positive and finite, got 0"),
+    ],
+)
+def test_numbers_that_no_run_can_have(
+    name: str, given: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--tiny", f"--{name}", given])
+    assert f"--{name}: {said}" in capsys.readouterr().err
+
+
 def test_predictions() -> None:
     """Parameters, moments and gradients are 8 bytes a parameter; a kept result is 2 bytes a value."""
     shape, (plain, kept, *_) = Shape(), VARIANTS
