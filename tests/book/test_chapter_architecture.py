@@ -25,6 +25,11 @@ BROKEN = {
         "p.rotate = _both_ways",
         "architecture/rope-relative",
     ),
+    "a block that adds nothing to the stream": (
+        "from lmlib.architecture.model import Block\n"
+        "Block.forward = lambda self, x, rotation=None, cache=None: self.mlp(self.mlp_norm(x))",
+        "architecture/skeleton",
+    ),
     "parameters that the ledger does not know": (
         "_build = TransformerLM\n"
         "def TransformerLM(config):\n"
