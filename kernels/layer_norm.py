@@ -18,8 +18,9 @@ other layouts are copied. At most MAX_COLUMNS columns; beyond, and where kernels
 computes. The mean comes first and then the squares of what is left, from registers: no cancellation.
 
 Bytes, with R rows, D columns and b bytes a value: forward R (2 D b + 8), with residual R (4 D b + 8);
-backward R (3 D b + 8), with residual R (4 D b + 8). About 8 and 12 R D FLOPs: the memory bus decides. No
-atomics: on one machine the same inputs give the same bits.
+backward R (3 D b + 8), with residual R (4 D b + 8). About 8 and 12 R D FLOPs: the memory bus decides. Rows of
+more than HELD_COLUMNS the backward reads twice, the second time from the cache: beside its sums they would
+spill out of the registers. No atomics: on one machine the same inputs give the same bits.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,8 @@ from kernels._rows import Launch, add_parts, can_chain, grid, rows_of_tile, stag
 from kernels._runtime import Operator, as_rows, cdiv, check_floating, next_power_of_2, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, installed, normal
 
-MAX_COLUMNS = 16_384  # the backward holds sums for weight and bias: a row of more spills out of the registers
+MAX_COLUMNS = 16_384  # the backward holds sums for weight and bias: those of more columns spill
+HELD_COLUMNS = 8192  # the backward holds rows of so many columns in registers as well; of more, only the sums
 
 
 @triton.jit
@@ -137,6 +139,63 @@ def _backward(
         tl.store(part + 2 * columns, tl.sum(dshift, 0, keep_dims=True), inside)
 
 
+@triton.jit
+def _backward_in_two_reads(
+    DY,
+    DTOTAL,
+    TOTAL,
+    WEIGHT,
+    STATS,
+    DX,
+    PARTS,
+    rows,
+    columns,
+    dy_stride,
+    dtotal_stride,
+    total_stride,
+    ADD: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """The same row by row, each read for its two means and then, from the cache, for dx and the sums."""
+    column = tl.arange(0, BLOCK)
+    inside = column < columns
+    dweight = tl.zeros((BLOCK,), tl.float32)
+    dbias = tl.zeros((BLOCK,), tl.float32)
+    if SHIFTED:
+        dshift = tl.zeros((BLOCK,), tl.float32)
+    for row in tl.range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
+        mean = tl.load(STATS + row)
+        rstd = tl.load(STATS + rows + row)
+        dys, totals = DY + row * dy_stride + column, TOTAL + row * total_stride + column
+        # Other hints than below also keep the compiler from making one load of two.
+        dy = tl.load(dys, inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        total = tl.load(totals, inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        dy *= tl.load(WEIGHT + column, inside, other=0.0).to(tl.float32)
+        shared = tl.sum(dy, 0) / columns
+        along = tl.sum(dy * ((total - mean) * rstd), 0) / columns
+        dy = tl.load(dys, inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        total = tl.load(totals, inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        normed = (total - mean) * rstd
+        dweight += dy * normed
+        dbias += dy
+        dy *= tl.load(WEIGHT + column, inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        dx = (dy - shared - normed * along) * rstd
+        if ADD:
+            dx += tl.load(DTOTAL + row * dtotal_stride + column, inside, other=0.0).to(tl.float32)
+        tl.store(DX + row * columns + column, dx.to(DX.dtype.element_ty), inside)
+        if SHIFTED:
+            dshift += dx
+    if CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()  # add_parts may start to start
+    part = PARTS + tl.program_id(0).to(tl.int64) * (3 if SHIFTED else 2) * columns + column
+    tl.store(part, dweight, inside)
+    tl.store(part + columns, dbias, inside)
+    if SHIFTED:
+        tl.store(part + 2 * columns, dshift, inside)
+
+
 # -- launching -----------------------------------------------------------------------------------------------
 
 
@@ -145,7 +204,7 @@ def backward_launch(rows: int, columns: int, device: torch.device, shifted: bool
     block = next_power_of_2(columns)
     tile = rows_of_tile(4096 if block <= 1024 else 2048, block, rows, device)
     if block >= 8192:  # no registers are left to load ahead
-        return Launch(tile, warps=16 if block == 8192 else 32, per_sm=1)
+        return Launch(tile, warps=16, per_sm=1)
     if block >= 2048:
         return Launch(tile, warps=8, per_sm=1, stages=3)
     # Four tiles ahead, by four warps: on a Hopper GPU a third faster than three ahead, or than eight warps.
@@ -220,7 +279,9 @@ def launch_backward(
     block = next_power_of_2(columns)
     value_bytes = dy.element_size() + total.element_size() * (1 if dtotal is None else 2)
     chained = can_chain(dx.device)
-    _backward[(programs,)](
+    whole = {"ROWS": launch.rows, "STAGES": stages(launch, launch.rows * block * value_bytes, dx.device)}
+    kernel, tiles = (_backward, whole) if block <= HELD_COLUMNS else (_backward_in_two_reads, {})
+    kernel[(programs,)](
         dy,
         added,
         flat,
@@ -235,11 +296,10 @@ def launch_backward(
         flat.stride(0),
         ADD=dtotal is not None,
         SHIFTED=shifted,
-        ROWS=launch.rows,
         BLOCK=block,
-        STAGES=stages(launch, launch.rows * block * value_bytes, dx.device),
         CHAINED=chained,
         num_warps=launch.warps,
+        **tiles,
     )
     add_parts(parts, both, chained)
     return dx, both

@@ -77,6 +77,43 @@ def test_the_forward_holds_whole_rows(columns: int, warps: int, monkeypatch: pyt
     assert seen == [((3,), True, warps)]
 
 
+@pytest.fixture
+def few_adders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program adds many columns: of wide rows the interpreter would have thousands."""
+    monkeypatch.setattr("kernels._rows.ADD_COLUMNS", 512)
+
+
+@pytest.mark.usefixtures("few_adders")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [module.HELD_COLUMNS + 1, 12_345, module.MAX_COLUMNS])
+def test_rows_that_are_read_twice(
+    assert_as_exact: Check, columns: int, dtype: torch.dtype, device: str
+) -> None:
+    """Five rows by the interpreter's two programs: each keeps sums over several."""
+    compare(assert_as_exact, (5, columns), dtype, device)
+
+
+@pytest.mark.parametrize(("columns", "twice"), [(768, False), (8192, False), (8193, True), (16_384, True)])
+def test_only_rows_that_would_spill_are_read_twice(
+    columns: int, twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Kernel:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *_, **options: seen.append((self.name, options["BLOCK"] >= columns))
+
+    for name in ("_backward", "_backward_in_two_reads"):
+        monkeypatch.setattr(module, name, Kernel(name))
+    monkeypatch.setattr(module, "add_parts", lambda *_: None)
+    x = torch.zeros(3, columns)
+    module.launch_backward(x, None, x, x[0], torch.zeros(2, 3), False)
+    assert seen == [("_backward_in_two_reads" if twice else "_backward", True)]
+
+
 def test_rows_of_one_column_leave_the_bias(device: str) -> None:
     x = torch.tensor([[3.0], [-0.5]], device=device, requires_grad=True)
     bias = x.detach().new_tensor([0.25]).requires_grad_()
@@ -194,22 +231,25 @@ def test_empty(shape: tuple[int, ...], device: str) -> None:
         assert not each.grad.any()
 
 
-def test_backward_is_bitwise_repeatable(device: str) -> None:
+@pytest.mark.usefixtures("few_adders")
+@pytest.mark.parametrize("columns", [256, 9000])
+def test_backward_is_bitwise_repeatable(device: str, columns: int) -> None:
     rows = 20_000 if device == "cuda" else 40
-    x, residual, dy = draw((rows, 256), torch.bfloat16, device, 3)
-    weight, bias = torch.randn(2, 256, device=device, dtype=torch.bfloat16)
+    x, residual, dy = draw((rows, columns), torch.bfloat16, device, 3)
+    weight, bias = torch.randn(2, columns, device=device, dtype=torch.bfloat16)
     leaves = [each.requires_grad_() for each in (x, residual, weight.clone(), bias.clone())]
     runs = [torch.autograd.grad(ours_add(*leaves), leaves, [dy, dy]) for _ in range(3)]
     for again in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
 
 
-@pytest.mark.parametrize("rows", [1, 21])
-def test_a_shift_is_added_and_gets_its_gradient(device: str, rows: int) -> None:
+@pytest.mark.usefixtures("few_adders")
+@pytest.mark.parametrize(("rows", "columns"), [(1, 48), (21, 48), (5, 9001)])
+def test_a_shift_is_added_and_gets_its_gradient(device: str, rows: int, columns: int) -> None:
     """Of norm and sum together, and of the sum alone; float64 adds all three."""
-    x, residual = draw((rows, 48), torch.bfloat16, device, 2)
-    weight, bias, shift = torch.randn(3, 48, device=device).bfloat16()
-    upstream = torch.randn(2, rows, 48, device=device).bfloat16()
+    x, residual = draw((rows, columns), torch.bfloat16, device, 2)
+    weight, bias, shift = torch.randn(3, columns, device=device).bfloat16()
+    upstream = torch.randn(2, rows, columns, device=device).bfloat16()
     for outputs in ((0, 1), (1,)):
         found = [each.clone().requires_grad_() for each in (x, weight, bias, residual, shift)]
         exact = [each.double().requires_grad_() for each in (x, weight, bias, residual, shift)]
