@@ -132,7 +132,14 @@ def test_views_that_begin_in_the_middle_are_copied() -> None:
     assert torch.equal(copied, whole[begin + 8 :])
 
 
+@pytest.fixture
+def gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU on this machine; on one that has: `make gpu`")
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(
     ("dtype", "sizes", "fit"),
     [
@@ -149,7 +156,7 @@ def test_what_fits(dtype: torch.dtype, sizes: tuple[int, ...], fit: bool) -> Non
 
 
 @pytest.fixture
-def hopper() -> None:
+def hopper(gpu: None) -> None:
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("on other GPUs cuBLASLt takes the GELU in a pass of its own, and is not used")
 
