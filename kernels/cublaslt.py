@@ -9,10 +9,11 @@
   training needs, nor the derivative; cuBLASLt has both, for the GELU by tanh. So it is called directly.
 - For each product the library proposes several algorithms, and its first choice is not always the fastest
   (by up to 12 percent on an H100). The first call with new sizes times them, with up to 176 products; not for
-  few rows, of which each number may come once, while text is generated, nor for factors so large that copies
-  of them might not fit. Only those algorithms count whose result has the same bits as the first's, so that
-  speed never changes a number. That is found out with random numbers: of zeros, which a layer may start with,
-  all sums are equal. A stream that is being captured into a CUDA graph takes the first.
+  few rows, of which each number may come once, while text is generated, nor where the same product has been
+  timed for TIMED_COUNTS other numbers of rows, nor for tensors so large that copies of them might not fit:
+  these take the first choice. Only those algorithms count whose result has the same bits as the first's, so
+  that speed never changes a number. That is found out with random numbers: of zeros, which a layer may start
+  with, all sums are equal. A stream that is being captured into a CUDA graph takes the first.
 - The library is the one that PyTorch has loaded; ``fits`` says where it can be used: CUDA on Hopper, 16 bits,
   sizes that are multiples of 8. (Older GPUs do the epilogue in a pass of its own, which is slower.)
 
@@ -26,6 +27,7 @@ import ctypes
 import functools
 import statistics
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,7 +42,9 @@ ALIGNED = 8  # elements: sizes are multiples of it
 ALIGNED_BYTES = 256  # addresses are: what the library takes for granted where it is not told otherwise
 WORKSPACE_BYTES = 32 * 2**20
 PROPOSALS, SAMPLES = 16, 5
-TIMED_ROWS, TIMED_BYTES = 1024, 2**28  # fewer rows, or larger factors, take the library's first choice
+# Fewer rows, larger copies of what a product reads (the GELU's backward of 16,384 x 6,400 needs 283 MB), or
+# yet another number of rows: the library's first choice.
+TIMED_ROWS, TIMED_BYTES, TIMED_COUNTS = 1024, 9 * 2**25, 8
 BLOCK = 2**24  # values of which the bits are added up at a time
 
 # Values of the library's enumerations.
@@ -131,8 +135,11 @@ class _Sizes(NamedTuple):
     stride: int  # of D: its m values lie side by side, and the next n begin so many further on
 
 
+_timed: defaultdict[_Sizes, set[int]] = defaultdict(set)  # by sizes without n: each n that was timed
+
+
 class _Product:
-    """Descriptors of one product, and the algorithm chosen for it."""
+    """Descriptors of one product, and the algorithm chosen for it; kept as long as the process lives."""
 
     def __init__(self, sizes: _Sizes) -> None:
         self.sizes = sizes
@@ -162,15 +169,25 @@ class _Product:
             self._point(bias, aux)
             if self.chosen is None:
                 proposals = self._proposals()
-                if self.sizes.n < TIMED_ROWS or a.nbytes + b.nbytes > TIMED_BYTES:
+                if not self._worth_timing(a, b, aux):
                     self.chosen = proposals[0]
                 elif torch.cuda.is_current_stream_capturing():
                     # Nothing can be timed now; a later call may choose.
                     return self._launch(proposals[0], a, b, d)
                 else:
+                    _timed[self.sizes._replace(n=0)].add(self.sizes.n)
                     self.chosen = self._choose(proposals, a, b, d, bias, aux)
                     self._point(bias, aux)
             self._launch(self.chosen, a, b, d)
+
+    def _worth_timing(self, a: Tensor, b: Tensor, aux: Tensor | None) -> bool:
+        read = [a, b, aux] if aux is not None and self.sizes.epilogue == GELU_DERIVATIVE else [a, b]
+        counts = _timed[self.sizes._replace(n=0)]
+        return (
+            self.sizes.n >= TIMED_ROWS
+            and sum(each.nbytes for each in read) <= TIMED_BYTES
+            and (self.sizes.n in counts or len(counts) < TIMED_COUNTS)
+        )
 
     def _point(self, bias: Tensor | None, aux: Tensor | None) -> None:
         if bias is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 
 import pytest
@@ -51,6 +52,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> cublaslt._Product:
     monkeypatch.setattr(cublaslt, "_milliseconds", milliseconds)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(cublaslt, "TIMED_ROWS", 24)
+    monkeypatch.setattr(cublaslt, "_timed", defaultdict(set))
     sizes = cublaslt._Sizes(16, 24, 32, True, cublaslt.PLAIN, torch.bfloat16, 0, 16)
     product = cublaslt._Product(sizes)
     product.sizes, product.lock, product.chosen = sizes, threading.Lock(), None
@@ -77,6 +79,44 @@ def test_few_rows_are_not_worth_the_time_and_large_factors_not_the_memory(
     pretended(a, b, d, None, None)
     assert pretended.chosen == "first"
     assert torch.equal(d, F.linear(b.double(), a.double()).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("epilogue", "copied"),
+    [(cublaslt.GELU_DERIVATIVE, (16 + 24) * 32 + 24 * 16), (cublaslt.GELU_AUX, (16 + 24) * 32)],
+)
+def test_what_the_derivative_reads_is_copied_as_well(
+    pretended: cublaslt._Product, monkeypatch: pytest.MonkeyPatch, epilogue: int, copied: int
+) -> None:
+    """Of the forward the GELU's input is a result, which the choice may write to."""
+    pretended.sizes = pretended.sizes._replace(epilogue=epilogue)
+    monkeypatch.setattr(cublaslt._Product, "_set", lambda product, what, value: None)
+    a, b = torch.randn(16, 32).bfloat16(), torch.randn(24, 32).bfloat16()
+    d, pre = torch.empty(24, 16, dtype=torch.bfloat16), torch.zeros(24, 16, dtype=torch.bfloat16)
+    for limit, chosen in ((2 * copied - 1, "first"), (2 * copied, "same")):
+        monkeypatch.setattr(cublaslt, "TIMED_BYTES", limit)
+        pretended.chosen = None
+        pretended(a, b, d, None, pre)
+        assert pretended.chosen == chosen
+
+
+def test_numbers_of_rows_without_end_are_not_all_timed(
+    pretended: cublaslt._Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ones are; another product and a number that is known are timed as before."""
+    monkeypatch.setattr(cublaslt, "TIMED_COUNTS", 2)
+    sizes = pretended.sizes
+
+    def chosen(rows: int, width: int = 16) -> object:
+        pretended.sizes, pretended.chosen = sizes._replace(n=rows, m=width), None
+        a, b = torch.randn(width, 32).bfloat16(), torch.randn(rows, 32).bfloat16()
+        d = torch.empty(rows, width, dtype=torch.bfloat16)
+        pretended(a, b, d, None, None)
+        assert torch.equal(d, F.linear(b.double(), a.double()).bfloat16())
+        return pretended.chosen
+
+    assert [chosen(rows) for rows in (24, 25, 26, 27, 24)] == ["same", "same", "first", "first", "same"]
+    assert chosen(26, width=8) == "same"
 
 
 def test_nothing_is_chosen_while_a_graph_is_captured(
