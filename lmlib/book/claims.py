@@ -286,19 +286,28 @@ def _claim_html(made: Claim) -> str:
     )
 
 
+def _elsewhere_html(made: Claim) -> str:
+    """A line below the statement that says where its value is from; a column for it would be too narrow."""
+    return "" if made.where == THIS_RUN else f'<div class="lm-claim-where">{escape(made.where)}</div>'
+
+
 def _table_html(made: list[Claim]) -> str:
-    headers = ("Claim", "Value", "Expected", "Measured in", "Result")
+    headers = ("Claim", "Value", "Expected", "Result")
     head = "".join(f'<th scope="col">{header}</th>' for header in headers)
     rows = "".join(
         "<tr>"
         + "".join(
-            f"<td>{escape(cell)}</td>"
-            for cell in (each.statement, each.shown, each.bound.text, each.where, _mark(each))
+            f"<td>{cell}</td>"
+            for cell in (
+                escape(each.statement) + _elsewhere_html(each),
+                *map(escape, (each.shown, each.bound.text, _mark(each))),
+            )
         )
         + "</tr>"
         for each in made
     )
     return (
-        '<table class="lm-table lm-claims"><caption>What this chapter claimed</caption>'
+        '<table class="lm-table lm-claims">'
+        "<caption>What this chapter claimed, measured in this run where nothing else is named</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )

@@ -118,6 +118,16 @@ def test_a_record_says_where_a_claim_was_measured():
     assert claims.claims()[0].where == "record of 2026-11-24 on NVIDIA H200"
 
 
+def test_the_table_names_a_record_below_its_claim_and_this_run_once(outputs):
+    claim("a/here", "Here", 1, 1)
+    claim("a/there", "There", 1, 1, where="a <record>")
+    check_claims()
+    table = outputs()[-1][0]["text/html"]
+    assert '<td>There<div class="lm-claim-where">a &lt;record&gt;</div></td>' in table
+    assert "<td>Here</td>" in table
+    assert table.count("this run") == 1
+
+
 def test_check_claims_passes_fails_with_the_list_and_refuses_none(outputs):
     with pytest.raises(ClaimError, match="made no claim"):
         check_claims()

@@ -163,7 +163,7 @@ def test_claims_page_has_every_claim_with_markup_made_harmless(tiny: Path) -> No
     (chapter,) = contents.chapters(tiny)
     made = [
         claims.Claim("first/a", "A *starred* | claim", 4, claims.at_least(3), "", "this run"),
-        claims.Claim("first/b", "It broke", 2, claims.at_least(3), "", "this run"),
+        claims.Claim("first/b", "It broke", 2, claims.at_least(3), "", "record of a *day*"),
     ]
     outputs = [{"data": {pages.CLAIM_MIME: each.to_json()}} for each in made]
     page = pages.claims_page([(chapter, {"cells": [{"outputs": outputs}, {"cell_type": "markdown"}]})])
@@ -171,10 +171,12 @@ def test_claims_page_has_every_claim_with_markup_made_harmless(tiny: Path) -> No
     assert r"A \*starred\* \| claim" in page
     assert "at least 3" in page
     assert page.count("**no**") == 1
+    assert r"It broke [record of a \*day\*]{.lm-claim-where}" in page
+    assert "this run" not in page
 
 
-def test_claims_mime_is_the_one_that_claims_use() -> None:
-    assert pages.CLAIM_MIME == claims.CLAIM_MIME
+def test_claims_page_reads_what_claims_write() -> None:
+    assert (pages.CLAIM_MIME, pages.THIS_RUN) == (claims.CLAIM_MIME, claims.THIS_RUN)
 
 
 def test_stage_mirrors_the_book(tiny: Path) -> None:
