@@ -182,6 +182,20 @@ def together(first: KernelRecord, later: Record) -> KernelRecord:
     return KernelRecord(first.record, (*cases, *added.values()), (*first.later, later))
 
 
+def completed(first: KernelRecord | None, *names: str, folder: Path | None = None) -> KernelRecord | None:
+    """`first` with the records of these names, of its device and not of an earlier date; None of None.
+
+    Raises:
+        RecordError: a record that is malformed.
+    """
+    for name in names if first else ():
+        for path in sorted((folder or records.RESULTS).glob(f"*/{name}.json")):
+            later = records.record(path.parent.name, name, folder)
+            if first and later.device == first.record.device and later.date >= first.record.date:
+                first = together(first, later)
+    return first
+
+
 def read(path: Path) -> KernelRecord:
     """The record in a file, wherever it lies."""
     return opened(parse(json.loads(path.read_text(encoding="utf-8")), f"record {path.name}"))

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from lmlib.book.claims import CLAIM_MIME
+from lmlib.book.kernel_record import completed, newest
+
 # What is broken: (text of the chapter, what stands there instead) or code behind the imports; the claim.
 BROKEN = {
     "a running maximum whose old sum is not rescaled": (
@@ -60,13 +63,13 @@ BROKEN = {
         "kernels/every-kernel",
     ),
     "a record in which a kernel is slower than was reached before": (
-        "return None if found is None else 1 / found",
-        "return None if found is None else 2 / found",
+        "return found and (1 / found[0], found[1])",
+        "return found and (2 / found[0], found[1])",
         "kernels/aim-loss-time",
     ),
     "records of which the later ones are not read": (
-        "bench = together(bench, added.record)",
-        "pass",
+        'bench = completed(swept, "kernels-rows", "kernels-products")',
+        "bench = swept",
         "kernels/aims-measured",
     ),
     "a model of memory that forgets attention's kept results": (
@@ -102,3 +105,21 @@ def test_a_broken_idea_fails_its_claim(case: str, cells_until: Callable, fails_i
     assert len(changed) == 1, f"{old!r} stands in {len(changed)} cells"
     changed[0].source = changed[0].source.replace(old, new)
     fails_its_claim(notebook, claim)
+
+
+@pytest.mark.notebook
+def test_an_aim_names_the_record_that_its_value_stands_in(cells_until: Callable, run_cells: Callable) -> None:
+    """Two records hold the cases: an aim must not name both, nor the wrong one."""
+    bench = completed(newest(), "kernels-rows", "kernels-products")
+    assert bench is not None
+    notebook = cells_until("05_kernels", "kernels/aims-measured")
+    run_cells(notebook)
+    made = [output.get("data", {}).get(CLAIM_MIME) for cell in notebook.cells for output in cell.outputs]
+    where = {each["name"]: each["where"] for each in made if each}
+    for aim, kernel in (
+        ("adamw-ahead", "adamw"),
+        ("loss-time", "cross_entropy"),
+        ("softmax-4096", "softmax"),
+    ):
+        assert where[f"kernels/aim-{aim}"] == bench.of(kernel)[0].where
+    assert where["kernels/aims-measured"] == bench.where

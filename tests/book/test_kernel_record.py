@@ -8,7 +8,7 @@ import pytest
 from kernels.bench.case import Bench, Shape, Work
 from kernels.bench.measure import Case as Measured
 from kernels.bench.report import record, write
-from lmlib.book.kernel_record import KernelRecord, axis_of, newest, panels, read, together
+from lmlib.book.kernel_record import KernelRecord, axis_of, completed, newest, panels, read, together
 from lmlib.book.records import RecordError
 
 PEER = "eager, unfused"  # a comma in a name must not be taken for the one before the phase
@@ -161,6 +161,23 @@ def test_a_later_record_holds_where_both_have_a_case(opened: KernelRecord, tmp_p
     assert kept.where != new.where
     assert opened.where == opened.record.where
     assert both.where == f"records of {opened.record.date} and 2026-02-01 on {opened.record.device}"
+
+
+def test_a_record_is_completed_by_those_of_its_device_that_are_no_older(
+    opened: KernelRecord, tmp_path: Path
+) -> None:
+    for folder, about in {
+        "gpu": {},
+        "another": {"device": "another", "date": "2026-05-01"},
+        "older": {"date": "2025-12-31"},
+    }.items():
+        case = _measured(64, 512, 3e-3, 9e-3)
+        write(record([case], {**MACHINE, **about}, {}, 1.0), tmp_path / folder / "kernels-rows.json")
+    found = completed(opened, "kernels-rows", "no such record", folder=tmp_path)
+    assert found is not None
+    assert [each.date for each in found.later] == [MACHINE["date"]]
+    assert len(found.cases) == len(opened.cases) + 1
+    assert completed(None, "kernels-rows", folder=tmp_path) is None
 
 
 @pytest.mark.parametrize("other", [{"device": "another"}, {"date": "2025-12-31"}])
