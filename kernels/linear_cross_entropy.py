@@ -4,7 +4,7 @@
 
 There are two ways. In both the forward computes the gradients, and the backward multiplies them by the one
 that comes in, which rounds 16-bit ones once more unless it is a power of two. The products are PyTorch's,
-on Hopper those of the logits ``kernels.cublaslt``'s, by their fastest algorithm.
+on Hopper those of the logits ``kernels.cublaslt``'s, by the algorithm that it chooses.
 
 Chunks of tokens. For each: logits by one product, their gradient by the cross-entropy kernel in their place,
 then two products for the gradients of hidden and weight.
@@ -119,7 +119,7 @@ def _each_chunk(hidden: Tensor, weight: Tensor, rows: int, use: Callable[[slice,
 
 
 def _write_logits(hidden: Tensor, weight: Tensor, logits: Tensor) -> None:
-    """``hidden @ weight.T``; by the fastest algorithm where there is a choice."""
+    """``hidden @ weight.T``; by ``kernels.cublaslt`` where that can."""
     whole = hidden.is_contiguous() and weight.is_contiguous()
     if whole and cublaslt.is_aligned(logits) and cublaslt.fits(hidden, *weight.shape, logits.stride(0)):
         cublaslt.linear(hidden, weight, out=logits)

@@ -5,7 +5,7 @@
 One matrix for all three reads x once, and its product is large. But attention's backward hands back three
 gradients, which plain PyTorch first copies side by side (a read and a write), and then reads again for the
 gradient of the bias. Here the copy adds up the columns on its way. The products are PyTorch's (on Hopper the
-forward's is one of ``kernels.cublaslt``, by its fastest algorithm), and q, k and v are views of one tensor.
+forward's is ``kernels.cublaslt``'s), and q, k and v are views of one tensor.
 
 Contract: x of any leading axes; x, weight and bias of one dtype, float32, bfloat16 or float16.
 Bytes with N tokens, F columns of q, k and v together and b bytes a value: 2 N F b for the copy, where plain

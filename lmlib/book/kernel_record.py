@@ -183,16 +183,23 @@ def together(first: KernelRecord, later: Record) -> KernelRecord:
 
 
 def completed(first: KernelRecord | None, *names: str, folder: Path | None = None) -> KernelRecord | None:
-    """`first` with the records of these names, of its device and not of an earlier date; None of None.
+    """`first` with the records of these names, of its device and no older, the later over the earlier.
+
+    Without a `first` there is nothing to complete: None.
 
     Raises:
         RecordError: a record that is malformed.
     """
-    for name in names if first else ():
-        for path in sorted((folder or records.RESULTS).glob(f"*/{name}.json")):
-            later = records.record(path.parent.name, name, folder)
-            if first and later.device == first.record.device and later.date >= first.record.date:
-                first = together(first, later)
+    if first is None:
+        return None
+    found = [
+        records.record(path.parent.name, name, folder)
+        for name in names
+        for path in sorted((folder or records.RESULTS).glob(f"*/{name}.json"))
+    ]
+    for later in sorted(found, key=lambda each: each.date):
+        if later.device == first.record.device and later.date >= first.record.date:
+            first = together(first, later)
     return first
 
 

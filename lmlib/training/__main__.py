@@ -88,7 +88,8 @@ def _leaderboard(arguments: Sequence[str]) -> int:
         data_folder=chosen.data,
         started=_STARTED,
     )
-    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun one entry is enough, the first process's
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and int(os.environ.get("RANK", "0")) > 0:  # one entry is enough, the first process's
         return 0
     path = write_entry(entry, out / "entry.json")
     print(

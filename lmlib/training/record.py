@@ -19,23 +19,25 @@ from lmlib.tokenization.storage import write_text
 def machine() -> dict[str, Any]:
     """The device under its own name, its driver, and the versions of torch and triton."""
     gpu = torch.cuda.is_available()
-    driver = None
-    if gpu:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        driver = answer.stdout.split("\n")[0].strip() or None
     try:
         triton = metadata.version("triton")
     except metadata.PackageNotFoundError:
         triton = None
     return {
         "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
-        "driver": driver,
+        "driver": _driver() if gpu else None,
         "torch": torch.__version__,
         "triton": triton if gpu else None,
     }
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # a GPU without this program: a small container, or a card of another maker
+        return None
+    return answer.stdout.split("\n")[0].strip() or None
 
 
 def origin(program: str, arguments: Sequence[str], commit: str) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def make_parallel(config: RunConfig) -> Alone:
     """How the processes of this run work together; joins them if there are several.
 
     Raises:
-        ArgumentError: if ``torchrun`` started several processes and the configuration knows of one.
+        ArgumentError: if ``torchrun`` started several processes and the configuration knows of one, or the
+            other way round.
     """
     if config.parallel.kind == "none":
         started = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1

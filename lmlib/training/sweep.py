@@ -178,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rates = rates_of(chosen.rates) or RATES
     cases = ladder(rates) if chosen.ladder else grid(chosen.grid)
     cases = [(label, [*chosen.set, *overrides]) for label, overrides in cases]
+    if chosen.out:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)  # now, and not when all has run
     with tempfile.TemporaryDirectory() as temporary:
         results = sweep(
             chosen.config, cases, jobs=chosen.jobs, folder=chosen.data or temporary, threads=chosen.threads

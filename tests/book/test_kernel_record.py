@@ -180,6 +180,22 @@ def test_a_record_is_completed_by_those_of_its_device_that_are_no_older(
     assert completed(None, "kernels-rows", folder=tmp_path) is None
 
 
+def test_of_two_records_the_later_one_holds_whatever_their_names(
+    opened: KernelRecord, tmp_path: Path
+) -> None:
+    for name, date, seconds in (
+        ("kernels-rows", "2026-03-01", 3e-3),
+        ("kernels-products", "2026-02-01", 5e-3),
+    ):
+        case = _measured(64, 512, seconds, 9e-3)
+        write(record([case], {**MACHINE, "date": date}, {}, 1.0), tmp_path / "gpu" / f"{name}.json")
+    found = completed(opened, "kernels-rows", "kernels-products", folder=tmp_path)
+    assert found is not None
+    (held,) = found.of("norm", rows=64)
+    assert held.where == found.later[-1].where
+    assert found.later[-1].date == "2026-03-01"
+
+
 @pytest.mark.parametrize("other", [{"device": "another"}, {"date": "2025-12-31"}])
 def test_records_of_two_devices_or_in_the_wrong_order_are_not_mixed(
     opened: KernelRecord, tmp_path: Path, other: dict[str, str]

@@ -85,6 +85,7 @@ def test_one_process_of_several_writes_the_entry(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(leaderboard, "compete", lambda *given, **named: made[1])
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, written in (("1", False), ("0", True)):
         monkeypatch.setenv("RANK", rank)
         assert main(["leaderboard", "--flops", "1e6", "--out", str(tmp_path)]) == 0
