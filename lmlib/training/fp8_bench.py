@@ -2,8 +2,9 @@
 
     python -m lmlib.training.fp8_bench --out book/results/<device>/fp8.json
 
-Square products of ``SIZES``, each in bf16, in eight bits, and in eight bits with scaling and casting counted,
-as a layer pays for them. Samples are taken in turns, so that a clock that falls meets all three.
+Square products of ``SIZES``, each in bf16, in eight bits, and in eight bits with scaling and casting counted:
+``fp8.quantize`` of both factors, not compiled, as the layer's forward pass pays for it. Samples are taken in
+turns, so that a clock that falls meets all three.
 """
 
 from __future__ import annotations

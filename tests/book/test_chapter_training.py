@@ -1,6 +1,7 @@
 """Chapter 3's claims can fail: break the idea, and the chapter's last cell says so."""
 
 import copy
+import re
 
 import nbformat
 import pytest
@@ -102,6 +103,25 @@ BROKEN = {
         ("from lmlib.resources.formats import", "def catch("),
         "training/fp8-error",
     ),
+    "a cast that reads the tensor once more": (
+        "from lmlib.training import fp8\n"
+        "_once = fp8.quantize\n"
+        "fp8.quantize = lambda x, *how: _once(x.clone(), *how)",
+        ("class Passes(", "def show_eight_bits("),
+        "training/fp8-passes",
+    ),
+    "a record in which scaling and casting cost nothing": (
+        "from dataclasses import replace as changed\n"
+        "_read = record\n"
+        "def record(*place):\n"
+        "    made = _read(*place)\n"
+        "    samples = dict(made.samples)\n"
+        "    for label in samples:\n"
+        "        samples[label] = samples[label.removesuffix(', scaling and casting counted')]\n"
+        "    return changed(made, samples=samples)",
+        ("class Passes(", "def show_eight_bits("),
+        "training/fp8-passes-cost",
+    ),
     "a trainer with another weight decay": (
         "from functools import partial\n"
         "from lmlib.training import bench\n"
@@ -151,6 +171,11 @@ def _experiment(
     return short
 
 
+def _run(notebook: nbformat.NotebookNode) -> None:
+    where = {"metadata": {"path": str(settings.root())}}
+    NotebookClient(notebook, timeout=300, resources=where).execute()
+
+
 @pytest.mark.notebook
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_idea_fails_its_claim(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +183,28 @@ def test_a_broken_idea_fails_its_claim(case: str, monkeypatch: pytest.MonkeyPatc
     change, cells, claim = BROKEN[case]
     chapter = nbformat.read(settings.root() / "chapters/03_training.ipynb", as_version=4)
     notebook = _experiment(chapter, change, cells, claim)
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(settings.root())}})
     with pytest.raises(CellExecutionError, match=rf"(?s)do(es)? not hold.*\[{claim}\]"):
-        client.execute()
+        _run(notebook)
+
+
+@pytest.mark.notebook
+def test_without_a_record_of_eight_bits_the_text_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMLIB_BOOK_BUILD", "1")
+    chapter = nbformat.read(settings.root() / "chapters/03_training.ipynb", as_version=4)
+    cells = ("class Passes(", "def show_eight_bits(")
+    notebook = _experiment(chapter, "RESULTS = Path('none here')", cells, "training/fp8-passes")
+    _run(notebook)
+    *_, values, _ = notebook.cells
+    glued = {
+        output.metadata.scrapbook.name: output.data["application/papermill.record/text/html"]
+        for output in values.outputs
+        if "scrapbook" in output.metadata
+    }
+    text = next(
+        cell.source
+        for cell in chapter.cells
+        if "fp8-alone-large" in cell.source and cell.cell_type == "markdown"
+    )
+    used = set(re.findall(r"`(fp8-[a-z-]+)`", text))
+    assert used <= set(glued)
+    assert glued["fp8-alone-large"] == "(no record)"
