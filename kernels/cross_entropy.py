@@ -26,11 +26,23 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels._math import divide
-from kernels._runtime import Operator, as_rows, check_floating, next_power_of_2, sm_count, tl, triton, usable
+from kernels._math import below, divide, in_powers_of_2
+from kernels._runtime import (
+    Operator,
+    as_rows,
+    cdiv,
+    check_floating,
+    l2_bytes,
+    next_power_of_2,
+    sm_count,
+    tl,
+    triton,
+    usable,
+)
 from kernels.bench.case import Bench, Function, Inputs, Shape, Work, compiled, installed, normal
 
 REDUCTIONS = ("mean", "sum", "none")
+WARPS_OF_SM = 64  # that can be under way
 
 
 class Launch(NamedTuple):
@@ -62,21 +74,6 @@ def edges_of_row(first, start, n, V, VEC: tl.constexpr):
     before = lane < VEC
     column = tl.where(before, lane, head + n + lane - VEC)
     return column, (column < tl.where(before, head, V)) & (column < V)
-
-
-@triton.jit
-def in_powers_of_2(x):
-    """log2(e) x, rounded. As a plain product the compiler would fuse it with the sum that it goes into.
-
-    There it would not be rounded, as it is elsewhere, and what should cancel would not.
-    """
-    return tl.fma(x, 1.4426950408889634, 0.0)
-
-
-@triton.jit
-def below(x, cut):
-    """2^(log2(e) x - cut), one rounding before the exponential."""
-    return tl.math.exp2(tl.fma(x, 1.4426950408889634, -cut))
 
 
 @triton.jit
@@ -286,12 +283,16 @@ def _launch(logits: Tensor, grad: Tensor | None) -> Launch:
     V = logits.shape[1]
     if not logits.is_cuda:
         return Launch(vec, min(next_power_of_2(max(V, 2 * vec)), 65536), 1)
-    # One row has one program: with many warps on it, few rows are under way, and they stay in the cache.
-    block = min(max(next_power_of_2(V), 32 * vec), BLOCK)
-    return Launch(vec, block, min(max(block // 512, 1), 32))
+    warps = _warps(V, logits)
+    block = 16_384 if warps == 32 else min(max(512 * warps, 1024), 4096)
+    return Launch(vec, min(max(next_power_of_2(V), 32 * vec), block), warps)
 
 
-BLOCK = 16384
+def _warps(V: int, logits: Tensor) -> int:
+    """As few on a row as there can be, so that many are under way, while those fit into the cache."""
+    under_way = WARPS_OF_SM * sm_count(logits.device) * V * logits.element_size()  # at one warp a row
+    needed = cdiv(under_way, l2_bytes(logits.device) * 3 // 4)
+    return min(max(next_power_of_2(needed), min(next_power_of_2(V) // 1024, 4)), 32)
 
 
 def _empty_results(logits: Tensor) -> tuple[Tensor, Tensor]:

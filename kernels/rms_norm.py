@@ -151,12 +151,17 @@ def _backward(
 def forward_launch(rows: int, columns: int, device: torch.device, add: bool = False) -> Launch:
     """The forward's launch for a shape, with a residual to add or without, from timings on Hopper GPUs."""
     block = next_power_of_2(columns)
-    if block < 2048 or add:
+    if add:
         return whole_rows(rows, columns, device)
+    if block < 2048:
+        tile = rows_of_tile(2048, block, rows, device)
+        return Launch(tile, max(tile * block // 512, 1))
     # Half a row at a time, 16 bytes a lane. Where all rows fit on the GPU at once, eight to a processor, a
     # quarter: with twice the warps the last rows would wait for the first.
     fit = rows <= 8 * sm_count(device)
-    chunk = min(max(block // 4, 2048) if fit else block // 2, 8192)
+    chunk = min(max(block // 4, 2048) if fit else block // 2, 4096)
+    while chunk > 1024 and columns % chunk:
+        chunk //= 2  # so that the last chunk, of 5,120 columns say, is not mostly empty
     return Launch(1, chunk // 256, chunk=chunk)
 
 
@@ -168,6 +173,8 @@ def backward_launch(rows: int, columns: int, device: torch.device) -> Launch:
         return Launch(tile, warps=16 if block == 16_384 else 32, per_sm=1)
     if block >= 2048:
         return Launch(tile, warps=4 if block == 2048 else 8, per_sm=1, stages=3 if block == 8192 else 4)
+    if block >= 512:
+        return Launch(rows_of_tile(2 * block, block, rows, device), warps=2, per_sm=4, stages=4)
     return Launch(tile, warps=4, per_sm=2, stages=3)
 
 

@@ -27,31 +27,23 @@ TOKENS, WARPS = 1, 8
 
 
 @triton.jit
-def _turn(
-    X,
-    Y,
-    x_token,
-    y_token,
-    x_head,
-    y_head,
-    heads,
-    half,
-    cos,
-    sin,
-    exists,
-    HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-):
-    """Rotates one token's heads: (TOKENS, HEADS, HALF) values and their partners."""
+def _head(X, token, head_stride, heads, half, exists, HEADS: tl.constexpr, HALF: tl.constexpr):
+    """Where the low halves of a token's heads lie, (TOKENS, HEADS, HALF), and which of them exist."""
     head = tl.arange(0, HEADS)[None, :, None]
     index = tl.arange(0, HALF)[None, None, :]
-    mask = exists & (head < heads) & (index < half)
-    x = X + x_token + head * x_head + index
-    low = tl.load(x, mask, other=0.0).to(tl.float32)
-    high = tl.load(x + half, mask, other=0.0).to(tl.float32)
-    y = Y + y_token + head * y_head + index
-    tl.store(y, (low * cos - high * sin).to(Y.dtype.element_ty), mask)
-    tl.store(y + half, (high * cos + low * sin).to(Y.dtype.element_ty), mask)
+    return X + token + head * head_stride + index, exists & (head < heads) & (index < half)
+
+
+@triton.jit
+def _load(x, half, mask):
+    """Values and their partners."""
+    return tl.load(x, mask, other=0.0).to(tl.float32), tl.load(x + half, mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store_turned(y, half, mask, low, high, cos, sin):
+    tl.store(y, (low * cos - high * sin).to(y.dtype.element_ty), mask)
+    tl.store(y + half, (high * cos + low * sin).to(y.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -98,10 +90,15 @@ def _rotate(
     sin = tl.load(SIN + b * sin_b + t * sin_t + index, mask, other=0.0).to(tl.float32)
     if BACK:
         sin = -sin
-    q, new_q = b * q_b + t * q_t, b * new_q_b + t * new_q_t
-    _turn(Q, NEW_Q, q, new_q, q_h, new_q_h, q_heads, half, cos, sin, exists, Q_HEADS, HALF)
-    k, new_k = b * k_b + t * k_t, b * new_k_b + t * new_k_t
-    _turn(K, NEW_K, k, new_k, k_h, new_k_h, k_heads, half, cos, sin, exists, K_HEADS, HALF)
+    q, q_mask = _head(Q, b * q_b + t * q_t, q_h, q_heads, half, exists, Q_HEADS, HALF)
+    k, k_mask = _head(K, b * k_b + t * k_t, k_h, k_heads, half, exists, K_HEADS, HALF)
+    # All is asked for before anything is written: no load can move past a store, which may be to its place.
+    q_low, q_high = _load(q, half, q_mask)
+    k_low, k_high = _load(k, half, k_mask)
+    new_q, _ = _head(NEW_Q, b * new_q_b + t * new_q_t, new_q_h, q_heads, half, exists, Q_HEADS, HALF)
+    new_k, _ = _head(NEW_K, b * new_k_b + t * new_k_t, new_k_h, k_heads, half, exists, K_HEADS, HALF)
+    _store_turned(new_q, half, q_mask, q_low, q_high, cos, sin)
+    _store_turned(new_k, half, k_mask, k_low, k_high, cos, sin)
 
 
 def launch_into(

@@ -12,10 +12,10 @@ Bytes, with R rows, D columns and b bytes a value: forward 2 R D b, backward 3 R
 FLOPs.
 
 - Up to RESIDENT columns a program holds whole rows in registers: one read, one write, one exponential a
-  value.
+  value. In the backward up to RESIDENT_BACKWARD.
 - Wider rows are read twice. The first pass carries the maximum so far and the sum of exponentials relative to
-  it, rescaled whenever the maximum grows; the second writes. Up to about 150,000 columns of 16 bits the rows
-  in flight fit into L2, so that the second reading does not reach device memory.
+  it, rescaled whenever the maximum grows, each thread its own; the second writes. Up to about 150,000 columns
+  of 16 bits the rows in flight fit into L2, so that the second reading does not reach device memory.
 - A vocabulary of 50,257 makes every row start at another alignment, and a warp that may not assume 16-byte
   alignment loads 2 bytes a thread. So the row is cut: its aligned middle, loaded 16 bytes a thread, and fewer
   than 8 values at each end.
@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels._math import divide, exp
+from kernels._math import below, divide, exp, in_powers_of_2
 from kernels._runtime import (
     Operator,
     as_rows,
@@ -44,8 +44,7 @@ from kernels._runtime import (
 )
 from kernels.bench.case import Bench, Shape, Work, compiled, installed, normal
 
-RESIDENT = 16_384
-WIDE_BLOCK = 16_384
+RESIDENT, RESIDENT_BACKWARD = 4096, 8192  # columns
 VECTOR_BYTES = 16
 
 
@@ -74,6 +73,32 @@ def _ends(first, columns, start, length, VECTOR: tl.constexpr):
 
 
 @triton.jit
+def _power(x, largest, PRECISE: tl.constexpr):
+    """e^(x - largest). Of 16 bits with one operation a value: log2(e) largest is rounded alike for all."""
+    if PRECISE:
+        return exp(x - largest, True)
+    else:
+        return below(x, in_powers_of_2(largest))
+
+
+@triton.jit
+def _finite(largest):
+    """0 where there was nothing but -inf: avoids -inf - -inf."""
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def _factor(total, PRECISE: tl.constexpr):
+    """What 16-bit results are multiplied by, so that only one division is left; float32 ones are divided."""
+    return total if PRECISE else 1.0 / total
+
+
+@triton.jit
+def _share(power, factor, PRECISE: tl.constexpr):
+    return divide(power, factor, True) if PRECISE else power * factor
+
+
+@triton.jit
 def _resident_forward(
     X, Y, rows, columns, x_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, PRECISE: tl.constexpr
 ):
@@ -81,8 +106,8 @@ def _resident_forward(
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < columns)
     x = tl.load(X + row * x_stride + column, mask, other=float("-inf")).to(tl.float32)
-    power = exp(x - tl.max(x, 1, keep_dims=True), PRECISE)
-    y = divide(power, tl.sum(power, 1, keep_dims=True), PRECISE)
+    power = _power(x, tl.max(x, 1, keep_dims=True), PRECISE)
+    y = _share(power, _factor(tl.sum(power, 1, keep_dims=True), PRECISE), PRECISE)
     tl.store(Y + row * columns + column, y.to(Y.dtype.element_ty), mask)
 
 
@@ -112,35 +137,39 @@ def _wide_forward(
 ):
     row = tl.program_id(0).to(tl.int64)
     first = row * x_stride
-    column = tl.arange(0, BLOCK)[None, :]
+    start, length = first, columns
     if ENDS:
         start, length = _middle(first, columns, VECTOR)
-        offset, exists = _ends(first, columns, start, length, VECTOR)
-        ends = tl.load(X + offset, exists, other=float("-inf")).to(tl.float32)
-        largest = tl.max(ends)
-        shift = tl.where(largest == float("-inf"), 0.0, largest)
-        total = tl.sum(exp(ends - shift, PRECISE))
-    else:
-        start, length = first, columns
-        largest = float("-inf")
-        total = 0.0
+    # A lane has VECTOR values a trip, and a maximum and a sum of its own: nothing waits for other lanes.
+    column = tl.arange(0, BLOCK // VECTOR)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
+    largest = tl.full((BLOCK // VECTOR,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK // VECTOR,), tl.float32)
     for done in tl.range(0, length, BLOCK):
         mask = done + column < length
         x = tl.load(X + start + done + column, mask, other=float("-inf"), eviction_policy="evict_last").to(
             tl.float32
         )
-        grown = tl.maximum(largest, tl.max(x))
-        shift = tl.where(grown == float("-inf"), 0.0, grown)  # nothing but -inf yet: avoid -inf - -inf
-        total = total * exp(largest - shift, PRECISE) + tl.sum(exp(x - shift, PRECISE))
-        largest = grown
+        old, largest = largest, tl.maximum(largest, tl.max(x, 1))
+        shift = _finite(largest)
+        total = total * _power(old, shift, PRECISE) + tl.sum(_power(x, shift[:, None], PRECISE), 1)
+    row_largest = tl.max(largest, 0)
+    if ENDS:
+        offset, exists = _ends(first, columns, start, length, VECTOR)
+        ends = tl.load(X + offset, exists, other=float("-inf")).to(tl.float32)
+        row_largest = tl.maximum(row_largest, tl.max(ends))
+    shift = _finite(row_largest)
+    row_total = tl.sum(total * _power(largest, shift, PRECISE), 0)
+    if ENDS:
+        row_total += tl.sum(_power(ends, shift, PRECISE))
+    factor = _factor(row_total, PRECISE)
     y_row = Y + start if ENDS else Y + row * columns
     for done in tl.range(0, length, BLOCK):
         mask = done + column < length
         x = tl.load(X + start + done + column, mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        y = divide(exp(x - largest, PRECISE), total, PRECISE)
+        y = _share(_power(x, row_largest, PRECISE), factor, PRECISE)
         tl.store(y_row + done + column, y.to(Y.dtype.element_ty), mask)
     if ENDS:
-        y = divide(exp(ends - largest, PRECISE), total, PRECISE)
+        y = _share(_power(ends, row_largest, PRECISE), factor, PRECISE)
         tl.store(Y + offset, y.to(Y.dtype.element_ty), exists)
 
 
@@ -185,13 +214,23 @@ def _wide_backward(
 
 def default_launch(rows: int, columns: int, device: torch.device, backward: bool = False) -> Launch:
     """Tile and warps for a shape, from timings on Hopper GPUs."""
-    if columns > RESIDENT:
-        return Launch(1, WIDE_BLOCK, 32 if backward else 16)
     block = next_power_of_2(columns)
-    tile = max(1, 4096 // block)
+    if columns > (RESIDENT_BACKWARD if backward else RESIDENT):
+        return _wide_launch(columns, block, backward)
+    tile = max(1, 2048 // block)
     while tile > 1 and rows < 2 * tile * sm_count(device):
         tile //= 2  # few rows: rather busy SMs than full programs
     return Launch(tile, block, min(max(tile * block // 1024, 1), 32))
+
+
+def _wide_launch(columns: int, block: int, backward: bool) -> Launch:
+    """The wider the rows, the more warps on one of them: what is under way is to fit into the L2 cache."""
+    if backward:
+        if columns <= 16_384:
+            return Launch(1, 8192, 16 if columns < 16_384 else 32)
+        return Launch(1, 8192 if columns < 65_536 else 16_384, 32)
+    part = min(block // 2, 16_384)
+    return Launch(1, part, part // 512 if columns <= 32_768 else 32)
 
 
 def _cut(columns: int, *tensors: Tensor) -> bool:

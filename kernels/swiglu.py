@@ -22,7 +22,7 @@ from kernels._math import sigmoid
 from kernels._runtime import Operator, as_rows, cdiv, check_floating, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, installed, normal
 
-BLOCK, WARPS = 1024, 8
+BLOCK, WARPS = 2048, 8
 LARGEST_FLAT = 2**31 - 2**16  # values addressed by 32-bit offsets in one row
 
 

@@ -60,21 +60,80 @@ def test_as_exact_as_pytorch_at_size(
     compare(assert_as_exact, shape, dtype, device)
 
 
-@pytest.mark.parametrize(("columns", "warps"), [(768, 1), (2048, 2), (4096, 8), (8192, 8), (16_384, 16)])
-def test_the_forward_holds_whole_rows(columns: int, warps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many warps as were fastest for that, whatever RMSNorm does, whose rows go in chunks."""
+@pytest.mark.parametrize(
+    ("columns", "whole", "warps"),
+    [
+        *((768, True, 1), (2048, True, 2), (2049, False, 2), (4096, False, 4), (5120, False, 4)),
+        *((8192, False, 8), (16_384, False, 16)),
+    ],
+)
+def test_what_the_forward_holds_whole(
+    columns: int, whole: bool, warps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Narrow rows and sums; wide rows take four chunks or more, 16 bytes a lane, marked where none is cut."""
     seen = []
 
     class Kernel:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda *_, **options: seen.append(
-                (grid, options["BLOCK"] >= columns, options["num_warps"])
-            )
+        def __init__(self, name: str) -> None:
+            self.name = name
 
-    monkeypatch.setattr(module, "_forward", Kernel())
-    x = torch.zeros(3, columns)
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *_, **options: seen.append((self.name, grid, options))
+
+    for name in ("_forward", "_forward_in_chunks"):
+        monkeypatch.setattr(module, name, Kernel(name))
+    x = torch.zeros(3, columns, dtype=torch.bfloat16)
     module.launch_forward(x, None, None, x[0], x[0], 1e-5)
-    assert seen == [((3,), True, warps)]
+    module.launch_forward(x, None, x, x[0], x[0], 1e-5)
+    (name, grid, options), (summed, _, of_sum) = seen
+    assert (name, grid, options["num_warps"]) == ("_forward" if whole else "_forward_in_chunks", (3,), warps)
+    assert (summed, of_sum["BLOCK"] >= columns) == ("_forward", True)
+    if not whole:
+        assert options["CHUNK"] == 256 * warps <= columns / 4
+        assert options["VECTOR"] == 8
+        assert options["EVEN"] == (columns != 2049)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("chunk", [8, 16, 64, 256])
+@pytest.mark.parametrize("shape", [(1, 131), (7, 33), (2, 3, 64)])
+def test_chunks_are_as_exact(
+    assert_as_exact: Check, shape: tuple[int, ...], dtype: torch.dtype, chunk: int, device: str
+) -> None:
+    """Chunks that fill the row, that leave a rest, and one that is longer than the row."""
+    x = torch.randn(shape, device=device).to(dtype)
+    weight, bias = torch.randn(2, shape[-1], device=device).to(dtype)
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        launch = module.Launch(1, 1, chunk=chunk)
+        y, _, stats = module.launch_forward(x, None, None, weight, bias, 1e-5, launch)
+        return y, stats
+
+    def by(norm: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+        def both(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            wide = (x if x.dtype == torch.float64 else x.float()).flatten(0, -2)
+            rstd = torch.rsqrt(wide.var(-1, correction=0) + 1e-5)
+            return norm(x, x.shape[-1:], weight, bias, 1e-5), torch.stack([wide.mean(-1), rstd])
+
+        return both
+
+    assert_as_exact(ours, by(F.layer_norm), by(F.layer_norm), [x, weight, bias], gradients=False)
+
+
+@pytest.mark.parametrize("far", ["row", "first", "last"])
+@pytest.mark.parametrize("columns", [64, 77])
+def test_chunks_of_rows_far_from_zero(columns: int, far: str, device: str) -> None:
+    """A row at 1,000; and one value of 10,000, which many are compared with if it comes first."""
+    x = torch.randn(3, columns, device=device)
+    if far == "row":
+        x += 1000
+    else:
+        x[:, 0 if far == "first" else -1] = 10_000
+    weight, bias = torch.ones(2, columns, device=device)
+    _, _, stats = module.launch_forward(x, None, None, weight, bias, 1e-5, module.Launch(1, 1, chunk=16))
+    exact = torch.rsqrt(x.double().var(-1, correction=0) + 1e-5)
+    bound = 5e-6 if far == "row" else 5e-7  # near 1,000 a mean itself is rounded by up to 3e-5
+    assert (stats[1].double() / exact - 1).abs().max() < bound
 
 
 @pytest.fixture
