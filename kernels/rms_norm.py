@@ -160,8 +160,8 @@ def forward_launch(rows: int, columns: int, device: torch.device, add: bool = Fa
     # quarter: with twice the warps the last rows would wait for the first.
     fit = rows <= 8 * sm_count(device)
     chunk = min(max(block // 4, 2048) if fit else block // 2, 4096)
-    while chunk > 1024 and columns % chunk:
-        chunk //= 2  # so that the last chunk, of 5,120 columns say, is not mostly empty
+    while chunk > 512 and cdiv(columns, chunk) * chunk > columns * 7 // 6:
+        chunk //= 2  # of 5,120 columns 4,096 would leave three quarters of the second chunk empty
     return Launch(1, chunk // 256, chunk=chunk)
 
 

@@ -132,7 +132,7 @@ def test_chunks_of_rows_far_from_zero(columns: int, far: str, device: str) -> No
     weight, bias = torch.ones(2, columns, device=device)
     _, _, stats = module.launch_forward(x, None, None, weight, bias, 1e-5, module.Launch(1, 1, chunk=16))
     exact = torch.rsqrt(x.double().var(-1, correction=0) + 1e-5)
-    bound = 5e-6 if far == "row" else 5e-7  # near 1,000 a mean itself is rounded by up to 3e-5
+    bound = 2e-5 if far == "row" else 5e-7  # near 1,000 each mean is rounded by up to 3e-5
     assert (stats[1].double() / exact - 1).abs().max() < bound
 
 
