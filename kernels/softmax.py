@@ -165,7 +165,9 @@ def _wide_forward(
     y_row = Y + start if ENDS else Y + row * columns
     for done in tl.range(0, length, BLOCK):
         mask = done + column < length
-        x = tl.load(X + start + done + column, mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        x = tl.load(X + start + done + column, mask, other=float("-inf"), eviction_policy="evict_first").to(
+            tl.float32
+        )
         y = _share(_power(x, row_largest, PRECISE), factor, PRECISE)
         tl.store(y_row + done + column, y.to(Y.dtype.element_ty), mask)
     if ENDS:

@@ -1,5 +1,8 @@
 """Cross-entropy against float64 and PyTorch's own; on a CPU the kernels run under Triton's interpreter."""
 
+import importlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +10,7 @@ from torch import Tensor
 
 from kernels.cross_entropy import cross_entropy, reference
 
+module = importlib.import_module("kernels.cross_entropy")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Our gradient is rounded after scaling and, where the incoming one is not 1, once more. The interpreter's
 # rounding to bfloat16 cuts off.
@@ -102,6 +106,32 @@ def test_strided_logits(cut: str) -> None:
     reference(exact, targets).backward()
     assert off(leaf.grad, exact.grad) < 1e-2
     assert torch.equal(whole, untouched)
+
+
+@pytest.mark.parametrize(
+    ("V", "block", "warps"),
+    [
+        *(
+            (77, 256, 1),
+            (1000, 1024, 1),
+            (2048, 1024, 2),
+            (4096, 2048, 4),
+            (8448, 2048, 4),
+            (10_000, 4096, 8),
+        ),
+        *((16_384, 4096, 8), (32_000, 4096, 16), (50_257, 16_384, 32), (151_936, 16_384, 32)),
+    ],
+)
+def test_as_few_warps_on_a_row_as_the_cache_allows(
+    V: int, block: int, warps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On 132 processors with 50 MiB of cache: the fastest of twelve, or within 3 % of it, on an H200."""
+    monkeypatch.setattr(module, "sm_count", lambda device: 132)
+    monkeypatch.setattr(module, "l2_bytes", lambda device: 50 * 2**20)
+    logits = SimpleNamespace(
+        shape=(8, V), device="cuda", is_cuda=True, element_size=lambda: 2, data_ptr=lambda: 0
+    )
+    assert module._launch(logits, None) == (8, block, warps)
 
 
 def test_a_second_backward_of_a_kept_graph_gives_the_same() -> None:
