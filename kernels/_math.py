@@ -23,21 +23,6 @@ def exp(x, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def in_powers_of_2(x):
-    """log2(e) x, rounded. As a plain product the compiler would fuse it with the sum that it goes into.
-
-    There it would not be rounded, as it is elsewhere, and what should cancel would not.
-    """
-    return tl.fma(x, 1.4426950408889634, 0.0)
-
-
-@triton.jit
-def below(x, cut):
-    """2^(log2(e) x - cut), one rounding before the exponential."""
-    return tl.math.exp2(tl.fma(x, 1.4426950408889634, -cut))
-
-
-@triton.jit
 def divide(a, b, PRECISE: tl.constexpr):
     """a / b; PRECISE: rounded to nearest, else within two units in the last place."""
     if PRECISE:

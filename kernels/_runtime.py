@@ -69,6 +69,20 @@ if INTERPRETED and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
     _let_interpreter_index(importlib.import_module("triton.runtime.interpreter"))
 
 
+def _let_interpreter_fuse(interpreter: Any) -> None:
+    """Round ``fma`` once, as GPUs do: the interpreter rounds the product of float32 as well."""
+
+    def fuse(_: Any, x: Any, y: Any, z: Any) -> Any:
+        exact = x.data.astype("float64") * y.data + z.data
+        return interpreter.TensorHandle(exact.astype(x.data.dtype), x.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_fma = fuse
+
+
+if INTERPRETED:
+    _let_interpreter_fuse(importlib.import_module("triton.runtime.interpreter"))
+
+
 def _name_the_target(target: Any, args: Any, kwargs: Any) -> str:
     return f"  target: {target}"
 

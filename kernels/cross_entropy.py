@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels._math import below, divide, in_powers_of_2
+from kernels._math import divide
 from kernels._runtime import (
     Operator,
     as_rows,
@@ -74,6 +74,21 @@ def edges_of_row(first, start, n, V, VEC: tl.constexpr):
     before = lane < VEC
     column = tl.where(before, lane, head + n + lane - VEC)
     return column, (column < tl.where(before, head, V)) & (column < V)
+
+
+@triton.jit
+def in_powers_of_2(x):
+    """log2(e) x, rounded. As a plain product the compiler would fuse it with the sum that it goes into.
+
+    There it would not be rounded, as it is elsewhere, and what should cancel would not.
+    """
+    return tl.fma(x, 1.4426950408889634, 0.0)
+
+
+@triton.jit
+def below(x, cut):
+    """2^(log2(e) x - cut), one rounding before the exponential."""
+    return tl.math.exp2(tl.fma(x, 1.4426950408889634, -cut))
 
 
 @triton.jit
@@ -291,7 +306,7 @@ def _launch(logits: Tensor, grad: Tensor | None) -> Launch:
 def _warps(V: int, logits: Tensor) -> int:
     """As few on a row as there can be, so that many are under way, while those fit into the cache."""
     under_way = WARPS_OF_SM * sm_count(logits.device) * V * logits.element_size()  # at one warp a row
-    needed = cdiv(under_way, l2_bytes(logits.device) * 3 // 4)
+    needed = cdiv(under_way, max(l2_bytes(logits.device) * 3 // 4, 1))
     return min(max(next_power_of_2(needed), min(next_power_of_2(V) // 1024, 4)), 32)
 
 

@@ -104,7 +104,7 @@ def _forward_in_chunks(
     """One row a program, gone over twice: its statistics, then y from the cache. EVEN: no chunk ends early.
 
     A thread has VECTOR values of each chunk. It adds up what they are off the mean of its first ones, and the
-    squares of that, so that nothing waits for other threads until the row has ended. In n chunks these
+    squares of that, so that none waits for others until the row has ended. In n chunks these
     squares are at most n times the ones off the mean of all its values: little can cancel.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -127,9 +127,8 @@ def _forward_in_chunks(
     counts = (chunks * VECTOR + rest).to(tl.float32)
     off = sums / tl.maximum(counts, 1.0)
     squares -= sums * off
-    means = centre + off
-    mean = tl.sum(counts * means, 0) / columns
-    off = means - mean
+    mean = tl.sum(counts * (centre + off), 0) / columns
+    off += centre - mean  # not means - mean: what the sum above has lost is still in it
     rstd = tl.rsqrt(tl.sum(squares + counts * off * off, 0) / columns + eps)
     tl.store(STATS + row, mean)
     tl.store(STATS + rows + row, rstd)

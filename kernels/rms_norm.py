@@ -156,12 +156,14 @@ def forward_launch(rows: int, columns: int, device: torch.device, add: bool = Fa
     if block < 2048:
         tile = rows_of_tile(2048, block, rows, device)
         return Launch(tile, max(tile * block // 512, 1))
-    # Half a row at a time, 16 bytes a lane. Where all rows fit on the GPU at once, eight to a processor, a
+    # 16 bytes a lane. Half a row at a time; where all rows fit on the GPU at once, eight to a processor, a
     # quarter: with twice the warps the last rows would wait for the first.
-    fit = rows <= 8 * sm_count(device)
-    chunk = min(max(block // 4, 2048) if fit else block // 2, 4096)
-    while chunk > 512 and cdiv(columns, chunk) * chunk > columns * 7 // 6:
-        chunk //= 2  # of 5,120 columns 4,096 would leave three quarters of the second chunk empty
+    if rows <= 8 * sm_count(device):
+        chunk = min(max(block // 4, 2048), 4096)
+    else:
+        chunk = min(block // 2, 4096)
+        while chunk > 512 and cdiv(columns, chunk) * chunk > columns * 7 // 6:
+            chunk //= 2  # of 5,120 columns 4,096 would leave three quarters of the second chunk empty
     return Launch(1, chunk // 256, chunk=chunk)
 
 

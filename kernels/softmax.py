@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kernels._math import below, divide, exp, in_powers_of_2
+from kernels._math import divide, exp
 from kernels._runtime import (
     Operator,
     as_rows,
@@ -73,12 +73,36 @@ def _ends(first, columns, start, length, VECTOR: tl.constexpr):
 
 
 @triton.jit
+def _unit(largest):
+    """log2(e), and 1 where log2(e) times the largest value overflows.
+
+    So far out 16-bit values are equal, or so far apart that the power is 0 in any unit.
+    """
+    return tl.where(tl.abs(largest) > 2e38, 1.0, 1.4426950408889634)
+
+
+@triton.jit
+def _in_units(x):
+    """x times its unit, rounded: a plain product the compiler would fuse with the sum that it goes into."""
+    return tl.fma(x, _unit(x), 0.0)
+
+
+@triton.jit
 def _power(x, largest, PRECISE: tl.constexpr):
-    """e^(x - largest). Of 16 bits with one operation a value: log2(e) largest is rounded alike for all."""
+    """e^(x - largest). 16 bits: one operation before the power: the largest is rounded alike for all."""
     if PRECISE:
         return exp(x - largest, True)
     else:
-        return below(x, in_powers_of_2(largest))
+        return tl.math.exp2(tl.fma(x, _unit(largest), -_in_units(largest)))
+
+
+@triton.jit
+def _rescale(old, largest, PRECISE: tl.constexpr):
+    """e^(old - largest) of two maxima, each rounded as in ``_power``: exactly 1 where they are equal."""
+    if PRECISE:
+        return exp(old - largest, True)
+    else:
+        return tl.math.exp2(_in_units(old) - _in_units(largest))
 
 
 @triton.jit
@@ -151,16 +175,15 @@ def _wide_forward(
         )
         old, largest = largest, tl.maximum(largest, tl.max(x, 1))
         shift = _finite(largest)
-        total = total * _power(old, shift, PRECISE) + tl.sum(_power(x, shift[:, None], PRECISE), 1)
+        total = total * _rescale(old, shift, PRECISE) + tl.sum(_power(x, shift[:, None], PRECISE), 1)
     row_largest = tl.max(largest, 0)
     if ENDS:
         offset, exists = _ends(first, columns, start, length, VECTOR)
         ends = tl.load(X + offset, exists, other=float("-inf")).to(tl.float32)
         row_largest = tl.maximum(row_largest, tl.max(ends))
-    shift = _finite(row_largest)
-    row_total = tl.sum(total * _power(largest, shift, PRECISE), 0)
+    row_total = tl.sum(total * _rescale(largest, row_largest, PRECISE), 0)
     if ENDS:
-        row_total += tl.sum(_power(ends, shift, PRECISE))
+        row_total += tl.sum(_power(ends, row_largest, PRECISE))
     factor = _factor(row_total, PRECISE)
     y_row = Y + start if ENDS else Y + row * columns
     for done in tl.range(0, length, BLOCK):
@@ -232,7 +255,7 @@ def _wide_launch(columns: int, block: int, backward: bool) -> Launch:
             return Launch(1, 8192, 16 if columns < 16_384 else 32)
         return Launch(1, 8192 if columns < 65_536 else 16_384, 32)
     part = min(block // 2, 16_384)
-    return Launch(1, part, part // 512 if columns <= 32_768 else 32)
+    return Launch(1, part, part // 512)
 
 
 def _cut(columns: int, *tensors: Tensor) -> bool:
