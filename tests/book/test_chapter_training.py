@@ -147,6 +147,13 @@ BROKEN = {
         ("climb = record(",),
         "training/ladder-largest",
     ),
+    "a preset with twice the batch": (
+        "from lmlib.training import config as theirs\n"
+        "_given = theirs.read\n"
+        "theirs.read = lambda source: _given(source, ['trainer.batch_size=8'])",
+        ("micro = read(",),
+        "training/micro-preset",
+    ),
 }
 
 
