@@ -107,7 +107,9 @@ def _each_chunk(hidden: Tensor, weight: Tensor, rows: int, use: Callable[[slice,
     """``use(part, its logits)`` for each chunk of rows, in one buffer, which is free again afterwards."""
     N, V = len(hidden), len(weight)
     per_line = 128 // hidden.element_size()
-    buffer = hidden.new_empty(rows, cdiv(V, per_line) * per_line)
+    # oneDNN with AMX multiplies what lies between rows of 16 bits by 0: no NaN may be there.
+    new = hidden.new_zeros if hidden.is_cpu else hidden.new_empty
+    buffer = new(rows, cdiv(V, per_line) * per_line)
     whole = V // ALIGNED * ALIGNED
     for start in range(0, N, rows):
         part = slice(start, min(start + rows, N))
