@@ -116,11 +116,13 @@ def _sum_columns(
 ):  # fmt: skip
     # One axis of programs, as only the first may be longer than 65,535.
     across = tl.cdiv(columns, COLUMNS)
-    tile, group = tl.program_id(0) % across, (tl.program_id(0) // across).to(tl.int64)
+    # The last rows first: they were written last, and may still be in the cache.
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    tile, group = program % across, (program // across).to(tl.int64)
     column = tile * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in tl.range(0, STEPS, num_stages=STAGES):
-        row = (group * STEPS + step) * ROWS + tl.arange(0, ROWS)[:, None]
+        row = (group * STEPS + STEPS - 1 - step) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < rows) & (column < columns)
         sums += tl.load(X + row * columns + column, mask=inside, other=0.0).to(tl.float32)
     total = tl.sum(sums, 0, keep_dims=True)

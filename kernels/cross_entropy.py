@@ -302,7 +302,7 @@ def _launch(logits: Tensor, grad: Tensor | None) -> Launch:
 def _warps(V: int, logits: Tensor) -> int:
     """As few on a row as there can be, so that many are under way, while those fit into the cache."""
     under_way = WARPS_OF_SM * sm_count(logits.device) * V * logits.element_size()  # at one warp a row
-    needed = cdiv(under_way, max(l2_bytes(logits.device) * 3 // 4, 1))
+    needed = cdiv(under_way, max(l2_bytes(logits.device) * 7 // 10, 1))
     return min(max(next_power_of_2(needed), min(next_power_of_2(V) // 1024, 4)), 32)
 
 

@@ -25,18 +25,19 @@ from kernels._rows import add_parts
 from kernels._runtime import Operator, as_rows, cdiv, check_floating, tl, triton, usable
 from kernels.bench.case import Bench, Inputs, Shape, Work, compiled, normal
 
-ROWS, COLUMNS, STEPS = 16, 256, 8  # of a tile; tiles of a program, one below the other
+# Of a tile; tiles of a program, one below the other; tiles loaded ahead; warps.
+ROWS, COLUMNS, STEPS, STAGES, WARPS = 16, 128, 8, 3, 2
 
 
 @triton.jit
 def _copy_part(
     PART, stride, width, OUT, PARTS, rows, columns, first, tile, group,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """STEPS tiles of one gradient to where its columns begin, ``first``, and the sums of their columns."""
     column = tile * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for step in tl.range(0, STEPS):
+    for step in tl.range(0, STEPS, num_stages=STAGES):
         row = (group * STEPS + step) * ROWS + tl.arange(0, ROWS)[:, None]
         inside = (row < rows) & (column < width)
         values = tl.load(PART + row * stride + column, mask=inside, other=0.0)
@@ -49,7 +50,7 @@ def _copy_part(
 @triton.jit
 def _pack_kernel(
     DQ, q_stride, q_width, DK, k_stride, k_width, DV, v_stride, v_width, OUT, PARTS, rows,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = q_width + k_width + v_width
     q_tiles, k_tiles = tl.cdiv(q_width, COLUMNS), tl.cdiv(k_width, COLUMNS)
@@ -58,13 +59,14 @@ def _pack_kernel(
     tile, group = tl.program_id(0) % across, (tl.program_id(0) // across).to(tl.int64)
     # fmt: off
     if tile < q_tiles:
-        _copy_part(DQ, q_stride, q_width, OUT, PARTS, rows, columns, 0, tile, group, ROWS, COLUMNS, STEPS)
+        _copy_part(DQ, q_stride, q_width, OUT, PARTS, rows, columns, 0, tile, group,
+                   ROWS, COLUMNS, STEPS, STAGES)
     elif tile < q_tiles + k_tiles:
         _copy_part(DK, k_stride, k_width, OUT, PARTS, rows, columns, q_width, tile - q_tiles, group,
-                   ROWS, COLUMNS, STEPS)
+                   ROWS, COLUMNS, STEPS, STAGES)
     else:
         _copy_part(DV, v_stride, v_width, OUT, PARTS, rows, columns, q_width + k_width,
-                   tile - q_tiles - k_tiles, group, ROWS, COLUMNS, STEPS)
+                   tile - q_tiles - k_tiles, group, ROWS, COLUMNS, STEPS, STAGES)
     # fmt: on
 
 
@@ -78,7 +80,7 @@ def launch_pack(dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
     partial = torch.empty(cdiv(rows, ROWS * STEPS), sum(widths), dtype=torch.float32, device=dq.device)
     _pack_kernel[(sum(cdiv(width, COLUMNS) for width in widths) * len(partial),)](
         *(each for part in parts for each in (part, part.stride(0), part.shape[1])),
-        packed, partial, rows, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS,
+        packed, partial, rows, ROWS=ROWS, COLUMNS=COLUMNS, STEPS=STEPS, STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
     return packed, add_parts(partial, sums)
 

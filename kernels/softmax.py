@@ -162,8 +162,10 @@ def _wide_forward(
     row = tl.program_id(0).to(tl.int64)
     first = row * x_stride
     start, length = first, columns
-    if ENDS:
+    if ENDS:  # asked for at once, so that nobody waits for them later
         start, length = _middle(first, columns, VECTOR)
+        offset, exists = _ends(first, columns, start, length, VECTOR)
+        ends = tl.load(X + offset, exists, other=float("-inf")).to(tl.float32)
     # A lane has VECTOR values a trip, and a maximum and a sum of its own: nothing waits for other lanes.
     column = tl.arange(0, BLOCK // VECTOR)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
     largest = tl.full((BLOCK // VECTOR,), float("-inf"), tl.float32)
@@ -178,8 +180,6 @@ def _wide_forward(
         total = total * _rescale(old, shift, PRECISE) + tl.sum(_power(x, shift[:, None], PRECISE), 1)
     row_largest = tl.max(largest, 0)
     if ENDS:
-        offset, exists = _ends(first, columns, start, length, VECTOR)
-        ends = tl.load(X + offset, exists, other=float("-inf")).to(tl.float32)
         row_largest = tl.maximum(row_largest, tl.max(ends))
     row_total = tl.sum(total * _rescale(largest, row_largest, PRECISE), 0)
     if ENDS:
@@ -237,25 +237,29 @@ def _wide_backward(
 # -- launching -----------------------------------------------------------------------------------------------
 
 
-def default_launch(rows: int, columns: int, device: torch.device, backward: bool = False) -> Launch:
+def default_launch(
+    rows: int, columns: int, itemsize: int, device: torch.device, backward: bool = False
+) -> Launch:
     """Tile and warps for a shape, from timings on Hopper GPUs."""
-    block = next_power_of_2(columns)
     if columns > (RESIDENT_BACKWARD if backward else RESIDENT):
-        return _wide_launch(columns, block, backward)
+        return _wide_launch_backward(columns) if backward else _wide_launch(columns * itemsize, itemsize)
+    block = next_power_of_2(columns)
     tile = max(1, 2048 // block)
     while tile > 1 and rows < 2 * tile * sm_count(device):
         tile //= 2  # few rows: rather busy SMs than full programs
     return Launch(tile, block, min(max(tile * block // 1024, 1), 32))
 
 
-def _wide_launch(columns: int, block: int, backward: bool) -> Launch:
+def _wide_launch(row_bytes: int, itemsize: int) -> Launch:
     """The wider the rows, the more warps on one of them: what is under way is to fit into the L2 cache."""
-    if backward:
-        if columns <= 16_384:
-            return Launch(1, 8192, 16 if columns < 16_384 else 32)
-        return Launch(1, 8192 if columns < 65_536 else 16_384, 32)
-    part = min(block // 2, 16_384)
-    return Launch(1, part, part // 512)
+    warps = 8 if row_bytes <= 24_576 else 16 if row_bytes <= 65_536 else 32
+    return Launch(1, 1024 * warps // itemsize, warps)
+
+
+def _wide_launch_backward(columns: int) -> Launch:
+    if columns <= 16_384:
+        return Launch(1, 8192, 16 if columns < 16_384 else 32)
+    return Launch(1, 8192 if columns < 65_536 else 16_384, 32)
 
 
 def _cut(columns: int, *tensors: Tensor) -> bool:
@@ -273,7 +277,7 @@ def launch_forward(x: Tensor, launch: Launch | None = None) -> Tensor:
     columns = x.shape[-1]
     flat = as_rows(x)
     rows = flat.shape[0]
-    launch = launch or default_launch(rows, columns, x.device)
+    launch = launch or default_launch(rows, columns, x.element_size(), x.device)
     precise = x.dtype == torch.float32
     if launch.block >= columns:
         _resident_forward[(cdiv(rows, launch.rows),)](
@@ -310,7 +314,7 @@ def launch_backward(dy: Tensor, y: Tensor, launch: Launch | None = None) -> Tens
     columns = y.shape[-1]
     dy, y = as_rows(dy), as_rows(y)
     rows = y.shape[0]
-    launch = launch or default_launch(rows, columns, y.device, backward=True)
+    launch = launch or default_launch(rows, columns, y.element_size(), y.device, backward=True)
     if launch.block >= columns:
         _resident_backward[(cdiv(rows, launch.rows),)](
             dy,

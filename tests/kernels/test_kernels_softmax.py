@@ -123,19 +123,29 @@ def test_the_maximum_before_the_first_border(device: str) -> None:
         (1024, (2, 1024, 2), (2, 1024, 2)),
         (4096, (1, 4096, 4), (1, 4096, 4)),
         (8192, (1, 4096, 8), (1, 8192, 8)),
-        (12_288, (1, 8192, 16), (1, 8192, 16)),
+        (10_240, (1, 4096, 8), (1, 8192, 16)),  # backward not tried
         (16_384, (1, 8192, 16), (1, 8192, 32)),
-        (32_768, (1, 16_384, 32), (1, 8192, 32)),
+        (24_576, (1, 8192, 16), (1, 8192, 32)),  # backward not tried
+        (32_768, (1, 8192, 16), (1, 8192, 32)),
         (50_257, (1, 16_384, 32), (1, 8192, 32)),
         (131_072, (1, 16_384, 32), (1, 16_384, 32)),  # backward not tried
     ],
 )
 def test_launches_of_many_rows(columns: int, forward: tuple[int, ...], backward: tuple[int, ...]) -> None:
-    """What was fastest, or within 1.5 % of it, on an H200, of the shapes tried there."""
+    """Of 16 bits, what was fastest, or within 2.5 % of it, on an H200, of the shapes tried there."""
     device = torch.device("cpu")
-    assert module.default_launch(100_000, columns, device) == forward
-    assert module.default_launch(100_000, columns, device, backward=True) == backward
-    assert module.default_launch(1, columns, device).rows == 1
+    assert module.default_launch(100_000, columns, 2, device) == forward
+    assert module.default_launch(100_000, columns, 2, device, backward=True) == backward
+    assert module.default_launch(1, columns, 2, device).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "part", "warps"),
+    [(8192, 4096, 16), (16_384, 4096, 16), (32_768, 8192, 32), (50_257, 8192, 32)],
+)
+def test_launches_of_float32(columns: int, part: int, warps: int) -> None:
+    """What was fastest, or within 3.5 % of it, on an H200: by bytes, as of 16 bits."""
+    assert module.default_launch(100_000, columns, 4, torch.device("cpu")) == (1, part, warps)
 
 
 @given(
