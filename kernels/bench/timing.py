@@ -5,7 +5,7 @@
   them (on an H100 3 of 28 microseconds). So the driver is first asked to let them go.
 - Then the GPU is kept waiting for as long as the CPU needs to enqueue the call. The events so see the time of
   the kernels alone, as in training, where the CPU is ahead; otherwise small kernels would be timed by how
-  fast Python launches them.
+  fast Python launches them. A sample for which the CPU took longer is taken again, with a longer wait.
 - Competitors take turns, round by round, so that a clock that drifts hits all of them.
 """
 
@@ -63,19 +63,24 @@ class Clock:
 
     def samples(self, timed: Timed, count: int) -> list[float]:
         """Seconds of ``count`` calls."""
-        events = []
-        for _ in range(count):
+        events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        while len(events) < count:
             given = timed.prepare()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()  # the next call is not in a queue: it acts at once
             _let_lines_go()()
             self.flush.zero_()
+            began = time.perf_counter()
             torch.cuda._sleep(int(timed.wait * CYCLES))
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             timed.run(given)
             end.record()
-            events.append((start, end))
+            took = time.perf_counter() - began
             del given
+            if timed.wait < took and timed.wait < LONGEST_WAIT:
+                timed.wait = min(1.5 * took, LONGEST_WAIT)
+            else:
+                events.append((start, end))
         torch.cuda.synchronize()
         return [start.elapsed_time(end) / 1e3 for start, end in events]
 

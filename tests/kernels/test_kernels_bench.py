@@ -223,3 +223,36 @@ def test_only_gpus_that_keep_lines_are_asked_to_let_them_go(
     monkeypatch.setattr(ctypes, "CDLL", Runtime)
     timing._let_lines_go.__wrapped__()()
     assert len(calls) == asked
+
+
+def test_a_sample_that_the_cpu_was_too_slow_for_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    pauses = {2: 2e-3, 4: 1.0}  # the second call, and the fourth, which no wait covers
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.after = len(calls)
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 1e3 * end.after
+
+    def run(_: None) -> None:
+        calls.append(len(calls) + 1)
+        seconds.append(seconds[-1] + pauses.get(calls[-1], 1e-6))
+
+    seconds = [0.0]
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for name in ("synchronize", "_sleep"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(timing, "_let_lines_go", lambda: lambda: None)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: seconds[-1])
+    clock = object.__new__(timing.Clock)
+    clock.flush = torch.ones(3)
+    timed = timing.Timed(run, wait=1e-3)
+    assert clock.samples(timed, 2) == [1, 3]
+    assert timed.wait == pytest.approx(3e-3)
+    assert clock.samples(timed, 2) == [5, 6]
+    assert timed.wait == timing.LONGEST_WAIT
