@@ -162,10 +162,8 @@ def _wide_forward(
     row = tl.program_id(0).to(tl.int64)
     first = row * x_stride
     start, length = first, columns
-    if ENDS:  # asked for at once, but not looked at before the end: nobody waits for them
+    if ENDS:
         start, length = _middle(first, columns, VECTOR)
-        offset, exists = _ends(first, columns, start, length, VECTOR)
-        asked = tl.load(X + offset, exists, other=float("-inf"))
     # A lane has VECTOR values a trip, and a maximum and a sum of its own: nothing waits for other lanes.
     column = tl.arange(0, BLOCK // VECTOR)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
     largest = tl.full((BLOCK // VECTOR,), float("-inf"), tl.float32)
@@ -180,7 +178,8 @@ def _wide_forward(
         total = total * _rescale(old, shift, PRECISE) + tl.sum(_power(x, shift[:, None], PRECISE), 1)
     row_largest = tl.max(largest, 0)
     if ENDS:
-        ends = asked.to(tl.float32)
+        offset, exists = _ends(first, columns, start, length, VECTOR)
+        ends = tl.load(X + offset, exists, other=float("-inf")).to(tl.float32)
         row_largest = tl.maximum(row_largest, tl.max(ends))
     row_total = tl.sum(total * _rescale(largest, row_largest, PRECISE), 0)
     if ENDS:
