@@ -13,6 +13,21 @@ from lmlib.book import settings
 # What every experiment of the chapter builds on: its data, its models, its loop.
 BASIS = ("parameters", "VOCABULARY, CONTEXT = ", "def make(", "def train(")
 
+
+def record_with(change: str) -> str:
+    """Code after which ``record`` gives records in which each label has the samples of ``change``."""
+    return (
+        "from dataclasses import replace as changed\n"
+        "_read = record\n"
+        "def record(*place):\n"
+        "    made = _read(*place)\n"
+        "    samples = dict(made.samples)\n"
+        "    for label in samples:\n"
+        f"        samples[label] = {change}\n"
+        "    return changed(made, samples=samples)"
+    )
+
+
 # What is broken, put behind the loop; cells that are run after it; and the claim that must notice.
 BROKEN = {
     "a head with too large weights": (
@@ -111,14 +126,7 @@ BROKEN = {
         "training/fp8-passes",
     ),
     "a record in which scaling and casting cost nothing": (
-        "from dataclasses import replace as changed\n"
-        "_read = record\n"
-        "def record(*place):\n"
-        "    made = _read(*place)\n"
-        "    samples = dict(made.samples)\n"
-        "    for label in samples:\n"
-        "        samples[label] = samples[label.removesuffix(', scaling and casting counted')]\n"
-        "    return changed(made, samples=samples)",
+        record_with("samples[label.removesuffix(', scaling and casting counted')]"),
         ("class Passes(", "def show_eight_bits("),
         "training/fp8-passes-cost",
     ),
@@ -135,15 +143,7 @@ BROKEN = {
         "training/memorises",
     ),
     "a record in which RoPE bought nothing": (
-        "from dataclasses import replace as changed\n"
-        "_read = record\n"
-        "def record(*place):\n"
-        "    made = _read(*place)\n"
-        "    samples = dict(made.samples)\n"
-        "    for label in samples:\n"
-        "        if label.startswith('RoPE'):\n"
-        "            samples[label] = samples[label.replace('RoPE', 'SwiGLU')]\n"
-        "    return changed(made, samples=samples)",
+        record_with("samples[label.replace('RoPE', 'SwiGLU')]"),
         ("climb = record(",),
         "training/ladder-largest",
     ),
