@@ -221,3 +221,26 @@ def test_compile_keeps_it_whole() -> None:
     torch.compile(cross_entropy, fullgraph=True)(leaf, targets).backward()
     reference(exact, targets).backward()
     assert off(leaf.grad, exact.grad) < 4e-3
+
+
+@pytest.mark.parametrize("N", [0, 1, 16, 17, 300])
+def test_sums_over_rows_by_several_programs(N: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 16, and blocks of their sums: whole numbers, so that every order gives the same."""
+    monkeypatch.setattr(module, "SUMMED", 16)
+    generator = torch.Generator().manual_seed(N)
+    targets = torch.randint(-1, 3, (N,), generator=generator).to(DEVICE)
+    losses = torch.randint(0, 9, (N,), generator=generator).to(DEVICE, torch.float32)
+    count = module.count_targets(targets, -1)
+    assert count.shape == ()
+    assert count == (targets != -1).sum()
+    assert module.reduce_losses(losses, None) == losses.sum()
+    found, right = module.reduce_losses(losses, count), losses.sum() / count
+    assert torch.equal(found, right) or (N == 0 and found.isnan())
+
+
+def test_sums_over_more_rows_than_one_program_adds_up() -> None:
+    rows = module.SUMMED + 3
+    targets = torch.zeros(rows, dtype=torch.int64, device=DEVICE)
+    targets[-2:] = -100
+    assert module.count_targets(targets, -100) == rows - 2
+    assert module.reduce_losses(torch.ones(rows, device=DEVICE), None) == rows
