@@ -270,8 +270,18 @@ def test_machine_is_described_without_names_of_its_owner() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clock", "processor", "counts"),
-    [(100, 90, 90), (100, 180, 100), (400, 120, 120), (400, 5, 100)],
+    ("clock", "processor", "pace", "counts"),
+    [
+        (100, 90, 1, 90),
+        (100, 180, 1, 100),
+        (400, 120, 1, 120),
+        (400, 5, 1, 100),
+        (400, 180, 1.5, 120),  # a machine on which everything takes half as long again
+        (100, 90, 0.6, 90),  # a fast one gets nothing for it
+    ],
 )
-def test_waiting_for_other_programs_does_not_count(clock: float, processor: float, counts: float) -> None:
-    assert execute.undisturbed_seconds({"seconds": clock, "cpu_seconds": processor}) == counts
+def test_waiting_for_other_programs_does_not_count(
+    clock: float, processor: float, pace: float, counts: float
+) -> None:
+    record = {"seconds": clock, "cpu_seconds": processor, "pace": pace}
+    assert execute.undisturbed_seconds(record) == counts

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from tqdm import tqdm
 
@@ -39,6 +42,8 @@ PATIENCE = {"quick": 1800.0, "full": 24 * 3600.0}
 """Seconds after which a chapter is taken to hang."""
 
 SAMPLE_EVERY = 0.2
+PACE_EVERY = 10  # samples
+PACE_SECONDS = 0.0021  # of `_fixed_work` on the machine for which chapters state their limits
 NAMED_VERSIONS = ("torch", "numpy", "numba", "tokenizers", "tiktoken", "plotly")
 
 
@@ -91,13 +96,15 @@ def load_record(folder: Path, chapter: Chapter) -> dict[str, Any] | None:
 
 
 def undisturbed_seconds(record: dict[str, Any]) -> float:
-    """At most what a run took that did not have to wait for other programs, from its record.
+    """At most what a run took on a machine of the stated kind that had nothing else to do, from its record.
 
-    On a busy machine the clock runs on while a chapter waits for a core; its processor seconds do not. A
-    chapter that itself only waits cannot hide behind them: at least a quarter of the clock's time counts.
+    On a busy machine the clock runs on while a chapter waits for a core; its processor seconds do not. They
+    grow too where neighbours share the core and its caches: ``pace`` tells by how much, from a piece of work
+    that is the same each time. A chapter that itself only waits cannot hide behind them: at least a quarter
+    of the clock's time counts.
     """
-    seconds = float(record["seconds"])
-    return min(seconds, max(float(record["cpu_seconds"]), seconds / 4))
+    seconds, slower = float(record["seconds"]), max(1.0, float(record.get("pace", 1.0)))
+    return min(seconds, max(float(record["cpu_seconds"]) / slower, seconds / 4))
 
 
 def execute_all(
@@ -184,6 +191,7 @@ class Job:
         self.stopped = ""
         self.peak_bytes = 0
         self.cpu_of: dict[int, float] = {}  # process -> processor seconds, as last seen
+        self.paces: list[float] = []  # processor seconds of `_fixed_work`, now and then
 
     def run(self, progress: Callable[[int, int], None], say: Callable[[str], None]) -> Result:
         """Execute, watch, and put the result into place."""
@@ -277,7 +285,11 @@ class Job:
         """Sample memory and time of the kernel and its children (not of papermill); end one that hangs."""
         assert self.process is not None
         deadline = time.monotonic() + PATIENCE[str(self.parameters["profile"])]
-        while self.process.poll() is None:
+        for sample in itertools.count():
+            if self.process.poll() is not None:
+                return
+            if sample % PACE_EVERY == 0:
+                self.paces.append(_fixed_work())
             resident, cpu = _usage_of_children(self.process.pid)
             self.peak_bytes = max(self.peak_bytes, resident)
             self.cpu_of |= cpu
@@ -293,6 +305,7 @@ class Job:
             **self.parameters,
             "seconds": round(seconds, 2),
             "cpu_seconds": round(sum(self.cpu_of.values()), 2),
+            "pace": round(statistics.median(self.paces) / PACE_SECONDS, 3),
             "peak_bytes": self.peak_bytes,
             "threads": self.threads,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -306,6 +319,17 @@ class Job:
             failed = self.folder.parent / "failed"
             failed.mkdir(exist_ok=True)
             shutil.move(output, failed / output.name)
+
+
+def _fixed_work() -> float:
+    """Processor seconds of work that is always the same: half of it Python, half arithmetic on arrays."""
+    began = time.thread_time()
+    for each in range(30_000):
+        _ = each & 7
+    values = np.full(150_000, 0.5, dtype=np.float32)
+    for _ in range(6):
+        values = np.exp(-values)
+    return time.thread_time() - began
 
 
 def versions() -> dict[str, str]:
