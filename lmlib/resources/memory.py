@@ -25,7 +25,6 @@ from lmlib.resources.parameters import buffers, parameters
 from lmlib.resources.profile import Profile
 from lmlib.resources.segments import GRANULE, Played, Segment, segments
 from lmlib.resources.sources import ALLOCATOR, OPTIMIZER, REFERENCE, STATES, WEIGHTS
-from lmlib.resources.tape import Moment
 from lmlib.resources.units import ArgumentError, check_bool, check_integer
 
 _CUBLAS = "PyTorch, aten/src/ATen/cuda/CUDABlas.cpp"
@@ -176,6 +175,26 @@ def surroundings(model: Model, profile: Profile, batch_size: int, context_length
 
 
 @lru_cache(maxsize=32)
+def _in_order(model: Model) -> tuple[tuple[int, str], ...]:
+    """The segments of the model in order of time: the number of the part, and a name."""
+    place = {layer: number for number, (layer, _) in enumerate(model.groups, 1)}
+    layers = ((place[layer], f"layer {index}") for index, layer in enumerate(model.layers, 1))
+    return ((0, "embedding"), *layers, (len(model.groups) + 1, "head and loss"))
+
+
+@lru_cache(maxsize=32)
+def _state_sizes(
+    model: Model, optimizer: Optimizer, parameter_bytes: int
+) -> tuple[tuple[bool, Fraction, int], ...]:
+    """Weights of equal state together: whether Muon updates them, bytes of state of each, and how many."""
+    groups: dict[tuple[bool, Fraction], int] = {}
+    for each in trained_tensors(model):
+        key = (each.hidden and optimizer.kind == "muon", optimizer.state_bytes(each, parameter_bytes))
+        groups[key] = groups.get(key, 0) + each.size * each.count
+    return tuple((hidden, width, size) for (hidden, width), size in groups.items())
+
+
+@lru_cache(maxsize=32)
 def _played(
     model: Model,
     profile: Profile,
@@ -186,7 +205,7 @@ def _played(
 ) -> tuple[tuple[Segment, ...], tuple[Played, ...]]:
     """The segments, and what each does to memory: neither depends on how much is sharded."""
     parts = segments(model, profile, batch_size, context_length)
-    return parts, tuple(part.play(granule, accumulates)[0] for part in parts)
+    return parts, tuple(part.played(granule, accumulates) for part in parts)
 
 
 class _Step:
@@ -209,17 +228,8 @@ class _Step:
         self.parts, self.played = _played(
             model, profile, batch_size, context_length, self.granule, optimizer.keeps_gradients
         )
-        self.order = self._order()
+        self.order = _in_order(model)
         self.held = sum(tensor.nbytes for tensor in self.parts[-1].held)
-
-    def _order(self) -> list[tuple[int, str]]:
-        """The segments of the model in order of time: the number of the part, and a name."""
-        place = {layer: number for number, (layer, _) in enumerate(self.model.groups, 1)}
-        layers = [(place[layer], f"layer {index}") for index, layer in enumerate(self.model.layers, 1)]
-        return [(0, "embedding"), *layers, (len(self.parts) - 1, "head and loss")]
-
-    def _taken(self, sizes: Iterator[tuple[int, int]]) -> int:
-        return sum(count * (-(-size // self.granule) * self.granule) for size, count in sizes)
 
     def standing(self) -> Ledger:
         """What is there before the forward pass: parameters, states, kept gradients, the batch."""
@@ -256,13 +266,8 @@ class _Step:
 
     def _states(self) -> list[Term]:
         """The optimizer's state, equal kinds of weights together."""
-        groups: dict[tuple[bool, Fraction], int] = {}
-        for each in self.trained:
-            width = self.optimizer.state_bytes(each, self.profile.parameter_bytes)
-            key = (each.hidden and self.optimizer.kind == "muon", width)
-            groups[key] = groups.get(key, 0) + each.size * each.count
         terms = []
-        for (hidden, width), size in groups.items():
+        for hidden, width, size in _state_sizes(self.model, self.optimizer, self.profile.parameter_bytes):
             name = "optimizer state of hidden matrices" if hidden else "optimizer state"
             terms.append(
                 derive(
@@ -300,8 +305,11 @@ class _Step:
         return [derive("rounding of allocations to 512 bytes", "extra", "bytes", ALLOCATOR, extra=extra)]
 
     def _excess(self, width: int, ranks: int) -> int:
-        sizes = [(ceil(Fraction(each.size * width, ranks)), each.count) for each in self.trained]
-        return self._taken(iter(sizes)) - sum(size * count for size, count in sizes)
+        excess = 0
+        for each in self.trained:
+            share = -(-each.size * width // ranks)
+            excess += each.count * (-share % self.granule)
+        return excess
 
     def _state_excess(self) -> int:
         """Two moments (or as many as there are) for each tensor, and its counter."""
@@ -315,40 +323,47 @@ class _Step:
     def timeline(self) -> Timeline:
         """Forward, backward, optimizer, and what is alive at the peak."""
         standing = self.standing()
-        rows, marks, stored = self._rows(int(standing.total))
+        rows = self._rows(int(standing.total))
         peak = max(row.peak for row in rows)
         first = next(place for place, row in enumerate(rows) if row.peak == peak)
-        alive = self._alive(standing, rows[first], marks[first] if first < len(marks) else None, stored)
+        turns = list(self._passes())
+        alive = self._alive(standing, rows[first], turns[first] if first < len(turns) else None)
         return Timeline(tuple(rows), standing, alive, peak)
 
     def peak(self) -> int:
-        """The highest row."""
-        return max(row.peak for row in self._rows(int(self.standing().total))[0])
+        """The highest row of the timeline, without its rows."""
+        highest = 0
+        for phase, place, kept, stored in self._passes():
+            played = self.played[self.order[place][0]]
+            for moment in played.forward_highest if phase == "forward" else played.backward_highest:
+                alive = self._share(kept + moment.alive) + self._gradient_share(stored + moment.gradients)
+                highest = max(highest, alive)
+        base = int(self.standing().total)
+        return max(base + highest, self._update(base).peak)
 
-    def _rows(self, base: int) -> tuple[list[Row], list[tuple[int, int, int, int]], int]:
-        """All rows; for each its place, part, bytes kept and gradients stored before it; all gradients."""
-        rows: list[Row] = []
-        marks: list[tuple[int, int, int, int]] = []
+    def _passes(self) -> Iterator[tuple[str, int, int, int]]:
+        """Each segment's turns in order of time: phase, place, bytes kept and gradients stored before it."""
         kept = 0
-        for place, (number, name) in enumerate(self.order):
-            played = self.played[number]
-            marks.append((place, number, kept, 0))
-            moments = (played.forward[0], *played.forward_highest)
-            rows.append(self._row("forward", name, moments, base, kept, 0, played.forward_end))
-            kept += played.kept_forward
-        stored = 0
+        for place, (number, _) in enumerate(self.order):
+            yield "forward", place, kept, 0
+            kept += self.played[number].kept_forward
         kept = sum(self.played[number].kept for number, _ in self.order)
-        for place, (number, name) in reversed(list(enumerate(self.order))):
-            played = self.played[number]
-            kept -= played.kept
-            marks.append((place, number, kept, stored))
-            end = self._input_bytes(place) + self._held_by(number)
-            moments = (played.backward[0], *played.backward_highest)
-            rows.append(self._row("backward", name, moments, base, kept, stored, end, played.stored))
+        stored = 0
+        for place in reversed(range(len(self.order))):
+            number, _ = self.order[place]
+            kept -= self.played[number].kept
+            yield "backward", place, kept, stored
             kept += self._held_by(number)
-            stored += played.stored
-        rows.append(self._update(base, stored))
-        return rows, marks, stored
+            stored += self.played[number].stored
+
+    @cached_property
+    def stored(self) -> int:
+        """Gradients that the backward pass leaves behind."""
+        return sum(self.played[number].stored for number, _ in self.order)
+
+    def _rows(self, base: int) -> list[Row]:
+        rows = [self._row(base, *turn) for turn in self._passes()]
+        return [*rows, self._update(base)]
 
     def _held_by(self, number: int) -> int:
         """What Python still refers to once the head's backward pass is over."""
@@ -358,27 +373,28 @@ class _Step:
         """The gradient that a segment hands to the one before it: of that one's output."""
         return self.played[self.order[place - 1][0]].output_bytes if place else 0
 
-    def _row(
-        self,
-        phase: str,
-        name: str,
-        moments: tuple[Moment, ...],
-        base: int,
-        kept: int,
-        stored: int,
-        end: int,
-        stored_end: int = 0,
-    ) -> Row:
+    def _row(self, base: int, phase: str, place: int, kept: int, stored: int) -> Row:
+        number, name = self.order[place]
+        played = self.played[number]
+        if phase == "forward":
+            first, candidates = played.forward[0], played.forward_highest
+            end, stored_end = played.forward_end, 0
+        else:
+            first, candidates = played.backward[0], played.backward_highest
+            end, stored_end = self._input_bytes(place) + self._held_by(number), played.stored
+
         def total(alive: int, gradients: int) -> int:
             return base + self._share(kept + alive) + self._gradient_share(stored + gradients)
 
-        highest = max(moments, key=lambda moment: total(moment.alive, moment.gradients))
+        totals = [total(moment.alive, moment.gradients) for moment in (first, *candidates)]
+        most = max(totals)
+        highest = (first, *candidates)[totals.index(most)]
         return Row(
             phase,
             name,
             highest.op if highest.phase != "recompute" else f"{highest.op} (recomputed)",
-            total(moments[0].alive, moments[0].gradients),
-            total(highest.alive, highest.gradients),
+            totals[0],
+            most,
             total(end, stored_end),
         )
 
@@ -388,9 +404,9 @@ class _Step:
     def _gradient_share(self, gradients: int) -> int:
         return -(-gradients // self.shards.gradients)
 
-    def _update(self, base: int, stored: int) -> Row:
+    def _update(self, base: int) -> Row:
         """The optimizer's step: its state if this is the first one, and its scratch."""
-        before = base + self._gradient_share(stored) + self._share(self.held)
+        before = base + self._gradient_share(self.stored) + self._share(self.held)
         after = before + self._new_states()
         scratch = self._scratch()
         return Row("optimizer", "step", "update", before, after + scratch, after)
@@ -408,21 +424,19 @@ class _Step:
         extra = self._state_excess() if self.granule > 1 else 0
         return int(sum(term.value for term in self._states())) + extra
 
-    def _alive(
-        self, standing: Ledger, row: Row, mark: tuple[int, int, int, int] | None, stored: int
-    ) -> Ledger:
-        """Everything that is alive at the peak; its total is the peak."""
+    def _alive(self, standing: Ledger, row: Row, turn: tuple[str, int, int, int] | None) -> Ledger:
+        """Everything that is alive at the peak; its total is the peak. ``turn`` is None in the update."""
         entries: list[Term | Ledger] = [standing]
-        if mark is None:
+        if turn is None:
             entries += self._states() if self.first_step else []
             if self.optimizer.scratch(self.trained, self.profile.parameter_bytes):
                 scratch = self._scratch()
                 entries.append(
                     derive("scratch of the update", "scratch", "bytes", OPTIMIZER, scratch=scratch)
                 )
-            entries += [*self._gradients(stored), *self._logits()]
+            entries += [*self._gradients(self.stored), *self._logits()]
         else:
-            entries += self._around(row, mark)
+            entries += self._around(row, turn)
         known = sum(entry.value for entry in entries)
         rest = row.peak - known
         if rest:
@@ -444,9 +458,10 @@ class _Step:
         name = "gradients that wait for another use of their weight" if waits else "gradients so far"
         return [derive(name, formula, "bytes", STATES, bytes_so_far=stored, ranks=ranks)]
 
-    def _around(self, row: Row, mark: tuple[int, int, int, int]) -> list[Term | Ledger]:
+    def _around(self, row: Row, turn: tuple[str, int, int, int]) -> list[Term | Ledger]:
         """Saved activations of the other segments, gradients, and what the running one holds."""
-        place, number, _, stored = mark
+        _, place, _, stored = turn
+        number, _ = self.order[place]
         part, played = self.parts[number], self.played[number]
         moments = played.forward if row.phase == "forward" else played.backward
         index = max(

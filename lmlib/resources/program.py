@@ -7,6 +7,7 @@ peaks the tests compare with PyTorch's. Symbols: ``tokens`` = batch * context_le
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from lmlib.resources.ledger import evaluate
 from lmlib.resources.model import Model
@@ -16,6 +17,12 @@ from lmlib.resources.tape import Checkpoint, Op, Parameter, Step, Tensor
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _FLASH_TILE = 128  # rows that the flash backward kernel rounds its fp32 accumulator up to
+
+
+@lru_cache(maxsize=1024)
+def _names(formula: str) -> tuple[str, ...]:
+    """The names in a formula: the same few dozen formulas come again in every layer."""
+    return tuple(_NAME.findall(formula))
 
 
 class Builder:
@@ -48,7 +55,7 @@ class Builder:
         name: str, formula: str, symbols: Mapping[str, int], base: Tensor | None = None, kept: bool = False
     ) -> Tensor:
         """A tensor of as many bytes as the formula says."""
-        used = {key: symbols[key] for key in _NAME.findall(formula) if key in symbols}
+        used = {key: symbols[key] for key in _names(formula) if key in symbols}
         return Tensor(name, formula, tuple(used.items()), int(evaluate(formula, **used)), base, kept)
 
     def op(self, op: Op) -> None:

@@ -4,13 +4,13 @@ Equal layers are played once: where a layer stands changes what is alive around 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 from lmlib.resources.blocks import layer_program
 from lmlib.resources.ends import embedding_gradient, embedding_program, head_program
 from lmlib.resources.model import LARGEST_CONTEXT, Model, describe
-from lmlib.resources.profile import Profile
+from lmlib.resources.profile import LOSSES, Profile
 from lmlib.resources.program import Builder
 from lmlib.resources.tape import Checkpoint, Moment, Op, Run, Step, Tensor, like
 from lmlib.resources.units import check_integer
@@ -100,6 +100,10 @@ class Segment:
             found |= dict.fromkeys(tensor.storage for tensor in tensors)
         return list(found)
 
+    def played(self, granule: int, accumulates: bool) -> Played:
+        """What ``play`` finds, remembered: a change of the loss leaves the layers as they are."""
+        return _played(self, granule, accumulates)
+
     def play(self, granule: int, accumulates: bool, snapshot_at: int | None = None) -> tuple[Played, Run]:
         """Run the segment forward and backward."""
         run = Run(accumulates=accumulates, granule=granule, snapshot_at=snapshot_at, uses=self.uses())
@@ -132,6 +136,11 @@ class Segment:
         return played, run
 
 
+@lru_cache(maxsize=128)
+def _played(segment: Segment, granule: int, accumulates: bool) -> Played:
+    return segment.play(granule, accumulates)[0]
+
+
 def segments(model: Model, profile: Profile, batch_size: int, context_length: int) -> tuple[Segment, ...]:
     """The embedding, one segment for each of ``model.groups``, and the head with the loss.
 
@@ -148,14 +157,24 @@ def segments(model: Model, profile: Profile, batch_size: int, context_length: in
     first, shared = builder(), embedding_gradient(builder())
     start = embedding_program(first, shared)
     parts = [Segment("embedding", 1, tuple(first.steps), None, start, (), (shared,) if model.tied else ())]
-    for number, (layer, count) in enumerate(model.groups):
-        build = builder()
-        x, y = layer_program(build, layer, rotary=not model.learned_positions)
-        name = "layer" if len(model.groups) == 1 else f"layer of kind {number + 1} ({describe(layer)})"
-        parts.append(Segment(name, count, tuple(build.steps), x, y))
+    parts += _layer_segments(model, replace(profile, loss=LOSSES[0]), batch_size, context_length)
     last = builder()
     x, loss, logits = head_program(last, shared)
     held = (loss,) if logits is None else (loss, logits)
     waits = (shared,) if model.tied else ()
     parts.append(Segment("head and loss", 1, tuple(last.steps), x, loss, held, waits=waits))
     return tuple(parts)
+
+
+@lru_cache(maxsize=32)
+def _layer_segments(
+    model: Model, profile: Profile, batch_size: int, context_length: int
+) -> tuple[Segment, ...]:
+    """One segment for each of ``model.groups``; all losses share them, so ``profile.loss`` is set aside."""
+    found = []
+    for number, (layer, count) in enumerate(model.groups):
+        build = Builder(model, profile, batch_size, context_length)
+        x, y = layer_program(build, layer, rotary=not model.learned_positions)
+        name = "layer" if len(model.groups) == 1 else f"layer of kind {number + 1} ({describe(layer)})"
+        found.append(Segment(name, count, tuple(build.steps), x, y))
+    return tuple(found)

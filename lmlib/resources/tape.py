@@ -10,7 +10,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +104,7 @@ class Checkpoint:
 Step = Op | Checkpoint
 
 
-@dataclass(frozen=True)
-class Moment:
+class Moment(NamedTuple):
     """Bytes alive while an op of a phase was running, and bytes of parameter gradients stored by then."""
 
     phase: str

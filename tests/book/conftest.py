@@ -7,6 +7,7 @@ import math
 import random
 import re
 import shutil
+import statistics
 import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -22,6 +23,7 @@ from nbclient.exceptions import CellExecutionError
 
 from lmlib.book import forms, page_files
 from lmlib.book.declare import Choice, Number, Text, Toggle, Widget, registered
+from lmlib.book.pipeline import execute
 from lmlib.book.pipeline.site import install_scripts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,6 +191,12 @@ def spent(browser: Any) -> Callable[[], tuple[float, float]]:
         return worker, drawing
 
     return read
+
+
+@pytest.fixture
+def slower() -> Callable[[], float]:
+    """``slower()``: the pace of ``execute.pace`` now; 1 on a machine that is faster than the stated one."""
+    return lambda: max(1.0, statistics.median(execute.pace() for _ in range(9)))
 
 
 def _processor_ms(thread: Path) -> float:

