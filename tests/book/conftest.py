@@ -3,11 +3,15 @@
 import copy
 import functools
 import http.server
+import json
 import math
+import os
 import random
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -19,7 +23,6 @@ import nbformat
 import psutil
 import pytest
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 from lmlib.book import forms, page_files
 from lmlib.book.declare import Choice, Number, Text, Toggle, Widget, registered
@@ -51,9 +54,43 @@ def cells_until() -> Callable[[str, str], nbformat.NotebookNode]:
     return shortened
 
 
+class CellError(Exception):
+    """A cell failed; the message is its traceback."""
+
+
+@pytest.fixture(scope="session")
+def cells_process() -> Iterator[subprocess.Popen[str]]:
+    """``forked_cells.py``, started once."""
+    # Asked through NVML whether there is a GPU, CUDA is not started, and can be in a fork.
+    environment = {**os.environ, "LMLIB_BOOK_BUILD": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    program = [sys.executable, str(Path(__file__).with_name("forked_cells.py"))]
+    with subprocess.Popen(
+        program, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        yield running
+        assert running.stdin is not None
+        running.stdin.close()
+
+
 @pytest.fixture
-def run_cells(monkeypatch: pytest.MonkeyPatch) -> Callable[[nbformat.NotebookNode], None]:
-    """Runs a notebook from the book's root, as the build does."""
+def run_cells(cells_process: subprocess.Popen[str]) -> Callable[[nbformat.NotebookNode], None]:
+    """Runs the code cells of a notebook from the book's root, in a process of their own, without outputs."""
+
+    def run(notebook: nbformat.NotebookNode) -> None:
+        assert cells_process.stdin is not None
+        assert cells_process.stdout is not None
+        cells_process.stdin.write(json.dumps([cell.source for cell in notebook.cells]) + "\n")
+        cells_process.stdin.flush()
+        failure = json.loads(cells_process.stdout.readline())
+        if failure is not None:
+            raise CellError(failure)
+
+    return run
+
+
+@pytest.fixture
+def run_notebook(monkeypatch: pytest.MonkeyPatch) -> Callable[[nbformat.NotebookNode], None]:
+    """Runs a notebook in a kernel, from the book's root; its cells have their outputs afterwards."""
     monkeypatch.setenv("LMLIB_BOOK_BUILD", "1")
 
     def run(notebook: nbformat.NotebookNode) -> None:
@@ -69,7 +106,7 @@ def fails_its_claim(
     """``fails_its_claim(notebook, claim)``: the check at its end stops the run, and names the claim."""
 
     def fails(notebook: nbformat.NotebookNode, claim: str) -> None:
-        with pytest.raises(CellExecutionError, match=rf"(?s)do(es)? not hold.*\[{claim}\]"):
+        with pytest.raises(CellError, match=rf"(?s)do(es)? not hold.*\[{claim}\]"):
             run_cells(notebook)
 
     return fails

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import nbformat
 import pytest
 
 from lmlib.book.claims import CLAIM_MIME
@@ -95,12 +96,22 @@ MADE_WITH = {
     "kernels/step-h100": "kernels/block-saves",
 }
 
+# Cells that take seconds and make one claim each, which only that claim's test needs.
+SLOW = {"def compiled_source(": "kernels/compile-fuses", "import Case, verify": "kernels/every-kernel"}
+
+
+def _quick(notebook: nbformat.NotebookNode, claim: str) -> nbformat.NotebookNode:
+    """Without the slow cells of other claims, and without those claims."""
+    others = [text for pair in SLOW.items() if pair[1] != claim for text in pair]
+    notebook.cells = [cell for cell in notebook.cells if not any(text in cell.source for text in others)]
+    return notebook
+
 
 @pytest.mark.notebook
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_idea_fails_its_claim(case: str, cells_until: Callable, fails_its_claim: Callable) -> None:
     old, new, claim = BROKEN[case]
-    notebook = cells_until("05_kernels", MADE_WITH.get(claim, claim))
+    notebook = _quick(cells_until("05_kernels", MADE_WITH.get(claim, claim)), claim)
     changed = [cell for cell in notebook.cells if old in cell.source]
     assert len(changed) == 1, f"{old!r} stands in {len(changed)} cells"
     changed[0].source = changed[0].source.replace(old, new)
@@ -108,13 +119,15 @@ def test_a_broken_idea_fails_its_claim(case: str, cells_until: Callable, fails_i
 
 
 @pytest.mark.notebook
-def test_an_aim_names_the_record_that_its_value_stands_in(cells_until: Callable, run_cells: Callable) -> None:
+def test_an_aim_names_the_record_that_its_value_stands_in(
+    cells_until: Callable, run_notebook: Callable
+) -> None:
     """Two records hold the cases: an aim must not name both, nor the wrong one."""
     later = ("products", "rows", "launches", "sums", "wide")
     bench = completed(newest(), *(f"kernels-{name}" for name in later))
     assert bench is not None
-    notebook = cells_until("05_kernels", "kernels/aims-measured")
-    run_cells(notebook)
+    notebook = _quick(cells_until("05_kernels", "kernels/aims-measured"), "kernels/aims-measured")
+    run_notebook(notebook)
     made = [output.get("data", {}).get(CLAIM_MIME) for cell in notebook.cells for output in cell.outputs]
     where = {each["name"]: each["where"] for each in made if each}
     for aim, kernel in (

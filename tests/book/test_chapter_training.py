@@ -2,11 +2,10 @@
 
 import copy
 import re
+from collections.abc import Callable
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 from lmlib.book import settings
 
@@ -178,29 +177,20 @@ def _experiment(
     return short
 
 
-def _run(notebook: nbformat.NotebookNode) -> None:
-    where = {"metadata": {"path": str(settings.root())}}
-    NotebookClient(notebook, timeout=300, resources=where).execute()
-
-
 @pytest.mark.notebook
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_idea_fails_its_claim(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LMLIB_BOOK_BUILD", "1")
+def test_a_broken_idea_fails_its_claim(case: str, fails_its_claim: Callable) -> None:
     change, cells, claim = BROKEN[case]
     chapter = nbformat.read(settings.root() / "chapters/03_training.ipynb", as_version=4)
-    notebook = _experiment(chapter, change, cells, claim)
-    with pytest.raises(CellExecutionError, match=rf"(?s)do(es)? not hold.*\[{claim}\]"):
-        _run(notebook)
+    fails_its_claim(_experiment(chapter, change, cells, claim), claim)
 
 
 @pytest.mark.notebook
-def test_without_a_record_of_eight_bits_the_text_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LMLIB_BOOK_BUILD", "1")
+def test_without_a_record_of_eight_bits_the_text_says_so(run_notebook: Callable) -> None:
     chapter = nbformat.read(settings.root() / "chapters/03_training.ipynb", as_version=4)
     cells = ("class Passes(", "def show_eight_bits(")
     notebook = _experiment(chapter, "RESULTS = Path('none here')", cells, "training/fp8-passes")
-    _run(notebook)
+    run_notebook(notebook)
     *_, values, _ = notebook.cells
     glued = {
         output.metadata.scrapbook.name: output.data["application/papermill.record/text/html"]
