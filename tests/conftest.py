@@ -1,7 +1,7 @@
 """Shared by all tests: threads and order, the built site, a browser, and the account of what was left out.
 
-Tests that are not quick (marked `notebook`, `browser` or `distributed`) run last and, under xdist, all on one
-worker: they time things, start processes of their own, and share the one built site.
+Tests that are not quick (marked `notebook`, `browser` or `distributed`) run last, and share one built site.
+Beside each of them another one runs on another worker: what they time is processor time where it can be.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def chromium() -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Quick tests first; then the others by kind, on one worker, with time to build the book."""
+    """Quick tests first; then the others by kind, with time to build the book."""
 
     def kind(item: pytest.Item) -> int:
         marks = [place for place, name in enumerate(SLOW, 1) if item.get_closest_marker(name)]
@@ -52,7 +52,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not kind(item):
             continue
-        item.add_marker(pytest.mark.xdist_group("one-by-one"))
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(BOOK_TIMEOUT))
         if item.get_closest_marker("browser") and chromium() is None:

@@ -178,14 +178,19 @@ def visit(browser: Any, live_url: str) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def ask_worker() -> Callable[[Any, str, list[dict[str, str]]], list[str]]:
-    """``ask_worker(page, name, entries)``: what the page's own Python answers to each entry, as JSON."""
+def ask_worker(browser: Any, live_url: str) -> Callable[[str, list[dict[str, str]]], list[str]]:
+    """``ask_worker(name, entries)``: what Python in a page answers to each entry, as JSON.
 
-    def ask(page: Any, name: str, entries: list[dict[str, str]]) -> list[str]:
-        url = page.evaluate("document.querySelector('script[src*=live]').src.replace('live.js', 'worker.js')")
+    The worker is a page's own, started from one that has no widget whose worker would start beside it.
+    """
+
+    def ask(name: str, entries: list[dict[str, str]]) -> list[str]:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(f"{live_url}/_static/live/live.css")
         answers: list[str] = page.evaluate(
-            """async ([url, name, entries]) => {
-                const worker = new Worker(url, {type: "module"}), answers = [];
+            """async ([name, entries]) => {
+                const worker = new Worker("worker.js", {type: "module"}), answers = [];
                 const reply = () => new Promise(ok => {
                     worker.onmessage = ({data}) => { if (!data.started) ok(data); };
                 });
@@ -198,8 +203,9 @@ def ask_worker() -> Callable[[Any, str, list[dict[str, str]]], list[str]]:
                 worker.terminate();
                 return answers;
             }""",
-            [url, name, entries],
+            [name, entries],
         )
+        context.close()
         return answers
 
     return ask

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 PRICE, MERGE, VIEW = (f"tokenization/{what}" for what in ("vocabulary-size", "merge-steps", "token-view"))
 READY_WITHIN, WITHIN, DRAWN_WITHIN = 6000, 50, 150  # ms, as the book promises
 VISITS = 3
-SLACK = 4  # of the time to be ready by the clock: the machine that tests may be busy
+CLOCK = 3  # times as long by the clock: other tests run on the same cores meanwhile
 
 SITE_JS = Path(__file__).resolve().parents[2] / "book" / "_static" / "site.js"
 
@@ -42,16 +42,15 @@ def field(page: Any, name: str) -> Any:
 
 @pytest.mark.parametrize(("name", "n_inputs"), [(PRICE, 150), (MERGE, 60), (VIEW, 60)])
 def test_page_and_python_agree_on_random_inputs(
-    visit: Visit,
     ask_worker: Callable[..., list[str]],
     random_texts: Callable[..., dict[str, str]],
     name: str,
     n_inputs: int,
 ) -> None:
-    page, widget, chance = visit(name), get(name), random.Random(7)
+    widget, chance = get(name), random.Random(7)
     entries = [random_texts(widget, chance) for _ in range(n_inputs)]
     good = 0
-    for entry, answer in zip(entries, ask_worker(page, name, entries), strict=True):
+    for entry, answer in zip(entries, ask_worker(name, entries), strict=True):
         assert json.loads(answer) == json.loads(forms.answer(name, json.dumps(entry))), entry
         good += json.loads(answer)["ok"]
     assert n_inputs // 3 < good < n_inputs
@@ -77,11 +76,11 @@ def test_typing_a_size_answers_in_time_with_what_python_says(
             used.append(spent()[0] - before)
         pace = slower()
         print(f"ms: {times}, with the plot {plot_times}, of the worker {used}, at first {ready}, pace {pace}")
-        answered, drawn, slowest = (each / pace for each in (min(times), min(plot_times), max(used)))
+        answered, drawn, slowest = min(times) / CLOCK, min(plot_times) / CLOCK, max(used) / pace
         if ready / pace < READY_WITHIN and drawn < DRAWN_WITHIN and max(answered, slowest) < WITHIN:
             break
     assert ready / pace < READY_WITHIN
-    assert ready_by_the_clock < READY_WITHIN * SLACK
+    assert ready_by_the_clock < READY_WITHIN * CLOCK
     assert answered < WITHIN
     assert drawn < DRAWN_WITHIN
     assert slowest < WITHIN
