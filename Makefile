@@ -39,7 +39,7 @@ install:
 book: install
 	@$(BIN)/python -m lmlib.book.pipeline $(BOOK_ARGS)
 
-# Each worker takes the next test when it is done with one: the quick ones come first (conftest.py).
+# No test names a group: loadgroup then hands out one after the other, the quick ones first (conftest.py).
 test: install
 	@$(BIN)/python -m pytest -m "not gpu" -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(TEST_ARGS)
 

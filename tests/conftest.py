@@ -1,7 +1,7 @@
 """Shared by all tests: threads and order, the built site, a browser, and the account of what was left out.
 
 Tests that are not quick (marked `notebook`, `browser` or `distributed`) run last, and share one built site.
-Beside each of them another one runs on another worker: what they time is processor time where it can be.
+Other tests run beside them, so they time processor time where they can.
 """
 
 from __future__ import annotations

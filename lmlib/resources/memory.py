@@ -323,10 +323,10 @@ class _Step:
     def timeline(self) -> Timeline:
         """Forward, backward, optimizer, and what is alive at the peak."""
         standing = self.standing()
-        rows = self._rows(int(standing.total))
+        base, turns = int(standing.total), list(self._passes())
+        rows = [*(self._row(base, *turn) for turn in turns), self._update(base)]
         peak = max(row.peak for row in rows)
         first = next(place for place, row in enumerate(rows) if row.peak == peak)
-        turns = list(self._passes())
         alive = self._alive(standing, rows[first], turns[first] if first < len(turns) else None)
         return Timeline(tuple(rows), standing, alive, peak)
 
@@ -360,10 +360,6 @@ class _Step:
     def stored(self) -> int:
         """Gradients that the backward pass leaves behind."""
         return sum(self.played[number].stored for number, _ in self.order)
-
-    def _rows(self, base: int) -> list[Row]:
-        rows = [self._row(base, *turn) for turn in self._passes()]
-        return [*rows, self._update(base)]
 
     def _held_by(self, number: int) -> int:
         """What Python still refers to once the head's backward pass is over."""

@@ -1,8 +1,10 @@
 """A small site of the widgets alone, driven in a browser without building the book; chapters in parts."""
 
+import contextlib
 import copy
 import functools
 import http.server
+import itertools
 import json
 import math
 import os
@@ -22,7 +24,9 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
+from filelock import FileLock
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from lmlib.book import forms, page_files
 from lmlib.book.declare import Choice, Number, Text, Toggle, Widget, registered
@@ -59,29 +63,42 @@ class CellError(Exception):
 
 
 @pytest.fixture(scope="session")
-def cells_process() -> Iterator[subprocess.Popen[str]]:
-    """``forked_cells.py``, started once."""
+def cells_process() -> Iterator[Callable[[list[str]], str | None]]:
+    """``cells_process(sources)``: asks ``forked_cells.py``, which is started once."""
     # Asked through NVML whether there is a GPU, CUDA is not started, and can be in a fork.
     environment = {**os.environ, "LMLIB_BOOK_BUILD": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     program = [sys.executable, str(Path(__file__).with_name("forked_cells.py"))]
+    numbers = itertools.count()
     with subprocess.Popen(
         program, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as running:
-        yield running
         assert running.stdin is not None
-        running.stdin.close()
+        assert running.stdout is not None
+
+        def ask(sources: list[str]) -> str | None:
+            number = next(numbers)
+            running.stdin.write(json.dumps([number, sources]) + "\n")
+            running.stdin.flush()
+            for line in running.stdout:  # or what a library printed, or an answer that nobody waited for
+                with contextlib.suppress(ValueError):
+                    answered, failure = json.loads(line)
+                    if answered == number:
+                        return failure
+            pytest.fail(f"forked_cells.py ended with status {running.wait()}")
+
+        yield ask
+        running.kill()
 
 
 @pytest.fixture
-def run_cells(cells_process: subprocess.Popen[str]) -> Callable[[nbformat.NotebookNode], None]:
+def run_cells(request: pytest.FixtureRequest) -> Callable[[nbformat.NotebookNode], None]:
     """Runs the code cells of a notebook from the book's root, in a process of their own, without outputs."""
+    if sys.platform == "darwin":  # whose libraries do not bear a fork
+        return request.getfixturevalue("run_notebook")
+    ask = request.getfixturevalue("cells_process")
 
     def run(notebook: nbformat.NotebookNode) -> None:
-        assert cells_process.stdin is not None
-        assert cells_process.stdout is not None
-        cells_process.stdin.write(json.dumps([cell.source for cell in notebook.cells]) + "\n")
-        cells_process.stdin.flush()
-        failure = json.loads(cells_process.stdout.readline())
+        failure = ask([cell.source for cell in notebook.cells if cell.cell_type == "code"])
         if failure is not None:
             raise CellError(failure)
 
@@ -94,7 +111,10 @@ def run_notebook(monkeypatch: pytest.MonkeyPatch) -> Callable[[nbformat.Notebook
     monkeypatch.setenv("LMLIB_BOOK_BUILD", "1")
 
     def run(notebook: nbformat.NotebookNode) -> None:
-        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+        try:
+            NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+        except CellExecutionError as error:
+            raise CellError(str(error)) from error
 
     return run
 
@@ -115,7 +135,9 @@ def fails_its_claim(
 @pytest.fixture(scope="session")
 def live_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the site: what the page needs, and one page for each widget, named after it."""
-    install_scripts(ROOT)
+    (ROOT / "_build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "_build" / "pipeline.lock"):  # another worker may be at it, or the build
+        install_scripts(ROOT)
     folder = tmp_path_factory.mktemp("live")
     shutil.copytree(ROOT / "book" / "_static" / "live", folder / "_static" / "live")
     shutil.copytree(PYODIDE, folder / "_static" / "pyodide")
@@ -181,7 +203,7 @@ def visit(browser: Any, live_url: str) -> Iterator[Callable[..., Any]]:
 def ask_worker(browser: Any, live_url: str) -> Callable[[str, list[dict[str, str]]], list[str]]:
     """``ask_worker(name, entries)``: what Python in a page answers to each entry, as JSON.
 
-    The worker is a page's own, started from one that has no widget whose worker would start beside it.
+    The page has no widgets, so that no other worker starts beside this one.
     """
 
     def ask(name: str, entries: list[dict[str, str]]) -> list[str]:
@@ -238,8 +260,8 @@ def spent(browser: Any) -> Callable[[], tuple[float, float]]:
 
 @pytest.fixture
 def slower() -> Callable[[], float]:
-    """``slower()``: the pace of ``execute.pace`` now; 1 on a machine that is faster than the stated one."""
-    return lambda: max(1.0, statistics.median(execute.pace() for _ in range(9)))
+    """``slower()``: how many times the stated time a machine of this pace may take now."""
+    return lambda: execute.allowance(statistics.median(execute.pace() for _ in range(9)))
 
 
 def _processor_ms(thread: Path) -> float:

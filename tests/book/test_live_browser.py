@@ -64,7 +64,7 @@ def test_typing_a_size_answers_in_time_with_what_python_says(
         started = spent()[0]
         page = visit(PRICE)
         ready = spent()[0] - started
-        ready_by_the_clock = float(page.evaluate("document.documentElement.dataset.lmReadyMs"))
+        ready_by_the_clock = float(page.evaluate("document.documentElement.dataset.lmReadyMs")) / CLOCK
         page.locator("lm-plot").scroll_into_view_if_needed()
         page.wait_for_selector("lm-plot[data-drawn]")
         times, plot_times, used = [], [], []
@@ -77,10 +77,11 @@ def test_typing_a_size_answers_in_time_with_what_python_says(
         pace = slower()
         print(f"ms: {times}, with the plot {plot_times}, of the worker {used}, at first {ready}, pace {pace}")
         answered, drawn, slowest = min(times) / CLOCK, min(plot_times) / CLOCK, max(used) / pace
-        if ready / pace < READY_WITHIN and drawn < DRAWN_WITHIN and max(answered, slowest) < WITHIN:
+        in_time = max(ready / pace, ready_by_the_clock) < READY_WITHIN and max(answered, slowest) < WITHIN
+        if in_time and drawn < DRAWN_WITHIN:
             break
     assert ready / pace < READY_WITHIN
-    assert ready_by_the_clock < READY_WITHIN * CLOCK
+    assert ready_by_the_clock < READY_WITHIN
     assert answered < WITHIN
     assert drawn < DRAWN_WITHIN
     assert slowest < WITHIN

@@ -277,6 +277,7 @@ def test_machine_is_described_without_names_of_its_owner() -> None:
         (400, 120, 1, 120),
         (400, 5, 1, 100),
         (400, 180, 1.5, 120),  # a machine on which everything takes half as long again
+        (400, 300, 5, 150),  # and one on which it takes longer than that
         (100, 90, 0.6, 90),  # a fast one gets nothing for it
     ],
 )

@@ -9,6 +9,8 @@ import torch
 
 from lmlib.book.measure.reference import Reference, precision
 from lmlib.book.measure.trackers import LiveBytes, saved_tensors
+from lmlib.resources import memory as memory_module
+from lmlib.resources import segments as segments_module
 from lmlib.resources.activations import activations
 from lmlib.resources.memory import memory
 from lmlib.resources.model import MLP, Attention, Layer, Model
@@ -88,10 +90,15 @@ def _name(value):
 def _as_under_a_dispatch_mode(monkeypatch):
     """The byte tracker is a dispatch mode, under which autograd adds gradients into a new tensor."""
     monkeypatch.setattr(Run, "sums_in_place", False)
+    remembered = (memory_module._played, segments_module._played)  # as played without one
+    for each in remembered:
+        each.cache_clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    for each in remembered:
+        each.cache_clear()
 
 
 @pytest.mark.parametrize(("model", "profile"), list(_profiles()), ids=_name)

@@ -35,6 +35,29 @@ def test_the_peak_alone_is_that_of_the_timeline(name, zero):
     assert peak(model, profile, optimizer, 1, 1024, shards=shards) == timeline.peak
 
 
+@pytest.mark.parametrize("first_step", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Optimizer(accumulation=True),
+        Optimizer(implementation="foreach"),  # whose copies make the update the peak
+        Optimizer(kind="muon", gradients="fp32"),
+        Optimizer(kind="sgd"),
+    ],
+    ids=["accumulation", "foreach", "muon", "sgd"],
+)
+@pytest.mark.parametrize("name", ["gpt2", "deepseek-v2-lite"])  # tied, and with layers of two kinds
+def test_the_peak_alone_is_that_of_the_timeline_in_every_step(name, optimizer, device, first_step):
+    from lmlib.resources.memory import Shards
+
+    model, profile = load(name), Profile(device=device, loss="chunked")
+    for shards in (Shards(), Shards(3, 5, 7, 2)):
+        how = {"first_step": first_step, "shards": shards}
+        timeline = memory(model, profile, optimizer, 1, 1000, **how)
+        assert peak(model, profile, optimizer, 1, 1000, **how) == timeline.peak
+
+
 def test_earlier_stages_hold_more_micro_batches_at_once():
     model, profile = load("llama-3-8b"), Profile()
     stages = stage_peaks(model, Layout(pp=4, microbatches=8), profile, HELD, 1, 1024)

@@ -89,22 +89,29 @@ def load_record(folder: Path, chapter: Chapter) -> dict[str, Any] | None:
     """The record of an executed chapter; None unless it and its notebook are there and belong together."""
     try:
         record: dict[str, Any] = json.loads(record_path(folder, chapter).read_text(encoding="utf-8"))
-        whole = "cpu_seconds" in record and record["sha256"] == _sha256(notebook_path(folder, chapter))
+        whole = {"cpu_seconds", "pace"} <= record.keys() and record["sha256"] == _sha256(
+            notebook_path(folder, chapter)
+        )
     except (OSError, ValueError, KeyError):
         return None
     return record if whole else None
 
 
 def undisturbed_seconds(record: dict[str, Any]) -> float:
-    """At most what a run took on a machine of the stated kind that had nothing else to do, from its record.
+    """About what a run takes on a machine of the stated kind that has nothing else to do, from its record.
 
     On a busy machine the clock runs on while a chapter waits for a core; its processor seconds do not. They
     grow too where neighbours share the core and its caches: ``pace`` tells by how much, from a piece of work
     that is the same each time. A chapter that itself only waits cannot hide behind them: at least a quarter
     of the clock's time counts.
     """
-    seconds, slower = float(record["seconds"]), max(1.0, float(record.get("pace", 1.0)))
-    return min(seconds, max(float(record["cpu_seconds"]) / slower, seconds / 4))
+    seconds = float(record["seconds"])
+    return min(seconds, max(float(record["cpu_seconds"]) / allowance(float(record["pace"])), seconds / 4))
+
+
+def allowance(pace: float) -> float:
+    """How many times the stated time a machine of this pace may take: a slow one up to twice."""
+    return min(2.0, max(1.0, pace))
 
 
 def execute_all(
@@ -286,10 +293,10 @@ class Job:
         assert self.process is not None
         deadline = time.monotonic() + PATIENCE[str(self.parameters["profile"])]
         for sample in itertools.count():
-            if self.process.poll() is not None:
-                return
             if sample % PACE_EVERY == 0:
                 self.paces.append(pace())
+            if self.process.poll() is not None:
+                return
             resident, cpu = _usage_of_children(self.process.pid)
             self.peak_bytes = max(self.peak_bytes, resident)
             self.cpu_of |= cpu
